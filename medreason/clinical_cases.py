@@ -136,12 +136,12 @@ def blood_pressure(rng: random.Random) -> Example:
 
 
 def coherent(eyes: int, verbal: int, motor: int) -> bool:
-    """Whether responses go together: who talks is awake, who obeys can speak, who hardly moves is not awake."""
+    """Whether responses fit together: who talks is awake, who obeys is not mute; the limp are neither."""
     if verbal >= 4:
         return eyes >= 3 and motor >= 5
     if verbal == 3 or motor == 6:
         return eyes >= 2 and motor >= 4 and verbal >= 2
-    return motor >= 4 or eyes <= 2
+    return motor >= 4 or (eyes <= 2 and verbal <= motor)
 
 
 # fmt: off

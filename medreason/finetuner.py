@@ -1,0 +1,80 @@
+"""The LightningModule: a loss that is a mean over an optimizer step's target tokens, checkpoints of what is trained."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from medreason.config import OptimConfig
+from medreason.data import PackedBatch
+from medreason.model import summed_loss
+from medreason.optimizer import build_optimizer, build_schedule
+
+
+class Finetuner(L.LightningModule):
+    """Fine-tunes the trainable weights of a PEFT model on packed batches.
+
+    Logs per optimizer step `train/loss` (mean over all its target tokens, whatever the accumulation and packing),
+    `train/grad_norm` and `train/lr`; per validation `val/loss` (mean over all held-out target tokens).
+    """
+
+    strict_loading = False  # a checkpoint holds the adapter, not the frozen base
+
+    def __init__(self, model: Any, optim: OptimConfig) -> None:
+        super().__init__()
+        self.model, self.optim = model, optim
+        self.step_loss: Tensor | None = None
+        self.validation_loss, self.validation_targets = 0.0, 0
+
+    def cpu(self) -> "Finetuner":
+        """Stays where it is: Lightning would carry the base to the host after each fit and each validation."""
+        return self
+
+    def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
+        share = summed_loss(self.model, batch) / batch.step_targets
+        self.step_loss = share.detach() + (0 if self.step_loss is None else self.step_loss)
+        # Lightning divides by the number of accumulated batches; the step's own token count has already done so
+        return share * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        assert self.step_loss is not None
+        self.log("train/loss", self.step_loss, prog_bar=True)
+        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        self.step_loss = None
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        limit = self.optim.max_grad_norm or float("inf")
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.log("train/grad_norm", clip_grad_norm_(trained, limit))
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_loss, self.validation_targets = 0.0, 0
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
+        self.validation_loss += summed_loss(self.model, batch).item()
+        self.validation_targets += batch.targets
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val/loss", self.validation_loss / self.validation_targets, prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = build_optimizer(self.named_parameters(), self.optim)
+        schedule = build_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # strict_loading is off for the sake of the base; the adapter itself must match to the last weight
+        trained = {name: p.shape for name, p in self.named_parameters() if p.requires_grad}
+        stored = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if stored != trained:
+            wrong = next(name for name in {**trained, **stored} if trained.get(name) != stored.get(name))
+            raise ValueError(
+                f"the checkpoint's adapter is not this run's: {wrong} is {stored.get(wrong)} there and "
+                f"{trained.get(wrong)} here; resume with the settings it was trained with"
+            )

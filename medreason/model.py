@@ -1,0 +1,137 @@
+"""Configuration -> tokenizer, and a model with LoRA through Unsloth; the forward pass over packed rows."""
+
+import os
+from contextlib import contextmanager
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from medreason import embedded
+from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute
+from medreason.data import PackedBatch
+from medreason.preflight import EMBEDDED
+from medreason.prompts import MISTRAL_CHAT_TEMPLATE
+
+
+def import_unsloth() -> Any:
+    """Unsloth's FastLanguageModel. Slow (10 to 30 s), and must come before transformers, peft and trl."""
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it reports usage home otherwise
+    from unsloth import FastLanguageModel
+
+    return FastLanguageModel
+
+
+def local_path(model: ModelConfig) -> str:
+    """What `from_pretrained` takes: a directory or a hub name."""
+    if model.path.startswith(EMBEDDED):
+        return str(embedded.materialize(model.path.removeprefix(EMBEDDED)))
+    return model.path
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """A tokenizer with a chat template, and a padding token that is not the end-of-sequence token.
+
+    Raises ConfigError for a tokenizer without a chat template that is not Mistral's.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(local_path(model), revision=model.revision)
+    vocabulary = tokenizer.get_vocab()
+    if model.chat_template:
+        tokenizer.chat_template = model.chat_template
+    elif not tokenizer.chat_template:
+        if "[/INST]" not in vocabulary:
+            raise ConfigError(f"model.path={model.path}: its tokenizer has no chat template; set model.chat_template")
+        tokenizer.chat_template = MISTRAL_CHAT_TEMPLATE
+    # Were padding the end-of-sequence token, a collator that masks padding would unteach the model to stop.
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        spare = ("<pad>", "[PAD]", "[control_8]", "<|endoftext|>", "<unk>")
+        tokenizer.pad_token = next(
+            token for token in (*spare, tokenizer.unk_token) if token in vocabulary and token != tokenizer.eos_token
+        )
+    return tokenizer
+
+
+def load_model(model: ModelConfig, lora: LoraConfig, *, row_tokens: int, recompute: Recompute, seed: int) -> Any:
+    """A PEFT model in training mode: base frozen in `model.precision`, LoRA in float32.
+
+    Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
+    """
+    fast_model = import_unsloth()
+    if model.precision is Precision.nf4 and not torch.cuda.is_available():
+        from unsloth_zoo.cpu.runtime import cpu_bnb_4bit_supported
+
+        if not cpu_bnb_4bit_supported():
+            raise ConfigError("model.precision=nf4: bitsandbytes has no 4-bit for this CPU; use model.precision=half")
+    base, _ = fast_model.from_pretrained(
+        local_path(model),
+        revision=model.revision,
+        max_seq_length=row_tokens,
+        dtype=None,  # bfloat16 where the hardware computes it fast, else float32
+        load_in_4bit=model.precision is Precision.nf4,
+        load_in_8bit=model.precision is Precision.int8,
+        use_gradient_checkpointing=checkpointing(recompute),
+    )
+    if model.precision is Precision.nf4 and not getattr(base, "is_loaded_in_4bit", False):
+        # Unsloth falls back to 16-bit with a printed note; a run must not say 4-bit and be 16-bit
+        raise ConfigError(f"model.precision=nf4: {model.path} cannot be held in 4-bit here; use model.precision=half")
+    check_targets(base, lora.target_modules)
+    adapted = fast_model.get_peft_model(
+        base,
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        bias="none",
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        use_gradient_checkpointing=checkpointing(recompute),
+        random_state=seed,
+    )
+    adapted.train()  # from_pretrained leaves eval mode, in which recomputation is silently off
+    for parameter in adapted.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return adapted
+
+
+def checkpointing(recompute: Recompute) -> bool | str:
+    """Unsloth's word for it."""
+    return {Recompute.none: False, Recompute.full: True, Recompute.unsloth: "unsloth"}[recompute]
+
+
+def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
+    """Raises ConfigError for a target that no layer of the model is named after."""
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
+    for target in target_modules:
+        if target not in names:
+            raise ConfigError(f"lora.target_modules: the model has no {target!r}; it has {', '.join(sorted(names))}")
+
+
+def summed_loss(model: Any, batch: PackedBatch) -> Tensor:
+    """Cross entropy summed over the target tokens of packed rows, float32, shape ()."""
+    tokens, labels, positions = batch.input_ids, batch.labels, batch.position_ids
+    extra: dict[str, Any] = {}
+    if tokens.is_cuda:
+        # Unsloth's GPU attention wants one long row and its borders. A fresh tensor: it caches by identity.
+        tokens, labels, positions = tokens.view(1, -1), labels.view(1, -1), positions.view(1, -1)
+        extra["packed_seq_lengths"] = torch.tensor(batch.lengths, dtype=torch.int32)
+    with chunked_cross_entropy(model):
+        # use_cache=False always: with a cache, transformers no longer reads document borders from the positions
+        loss = model(input_ids=tokens, labels=labels, position_ids=positions, use_cache=False, **extra).loss
+    return loss.float() * batch.targets  # the model returns the mean
+
+
+@contextmanager
+def chunked_cross_entropy(model: torch.nn.Module) -> Iterator[None]:
+    """Turns on Unsloth's cross entropy in chunks on CPU, which its own trainer alone would turn on."""
+    able = [module for module in model.modules() if "_unsloth_cpu_chunked_ce" in vars(module)]
+    for module in able:
+        setattr(module, "_unsloth_cpu_chunked_ce_active", True)
+    try:
+        yield
+    finally:
+        for module in able:
+            setattr(module, "_unsloth_cpu_chunked_ce_active", False)

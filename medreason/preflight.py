@@ -1,0 +1,92 @@
+"""What can be known before anything slow: whether this machine and the hub can give what a run asks for."""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from medreason import embedded
+from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, Source, TrainConfig, TrainerConfig
+from medreason.records import is_local
+
+EMBEDDED = "embedded:"
+
+
+def check_run(config: TrainConfig) -> None:
+    """Raises ConfigError, in about three seconds, for a run that cannot start here. Call before any hub library."""
+    check_model_path(config.model)
+    settle_hub(config.model, config.data)
+    check_hub_model(config.model)
+    check_hardware(config.model, config.trainer)
+
+
+def check_model_path(model: ModelConfig) -> None:
+    """Raises ConfigError for a path that is neither an embedded model, nor a model's folder, nor a hub name."""
+    if model.path.startswith(EMBEDDED):
+        embedded.find(model.path.removeprefix(EMBEDDED))
+    elif Path(model.path).is_dir():
+        if not (Path(model.path) / "config.json").is_file():
+            raise ConfigError(f"model.path={model.path}: no config.json there; name the folder a model was saved to")
+    elif model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
+        raise ConfigError(f"model.path={model.path}: no such folder; name a model's folder or a hub model (OWNER/NAME)")
+
+
+def on_hub(model: ModelConfig) -> bool:
+    return not model.path.startswith(EMBEDDED) and not Path(model.path).is_dir()
+
+
+def settle_hub(model: ModelConfig, data: DataConfig) -> None:
+    """Turns the hub off for this process where nothing is wanted from it or it cannot be reached.
+
+    Else the libraries retry every call for half a minute; with the hub off they look into their caches at once.
+    """
+    data_on_hub = data.source is Source.rows and data.path is not None and not is_local(data.path)
+    if "HF_HUB_OFFLINE" not in os.environ and not ((on_hub(model) or data_on_hub) and hub_answers()):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def hub_answers() -> bool:
+    """Whether the hub says anything at all within 3 seconds."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    try:
+        urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=3).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def check_hub_model(model: ModelConfig) -> None:
+    """Raises ConfigError where a hub model is neither in the cache nor on the hub."""
+    if not on_hub(model):
+        return
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
+        return
+    try:
+        HfApi().model_info(model.path, revision=model.revision, timeout=5)
+    except Exception as error:  # no network, no such model, no right to it: the way out is the same
+        raise ConfigError(
+            f"model.path={model.path}: neither a folder here nor to be had from the hub ({type(error).__name__}); "
+            "name a local copy with model.path=DIR"
+        ) from error
+
+
+def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
+    """Raises ConfigError for a setting that this machine cannot honour."""
+    if trainer.accelerator == "cpu" and model.precision is Precision.int8:
+        raise ConfigError("model.precision=int8 needs a CUDA GPU; on a CPU use model.precision=nf4 or half")
+    import torch
+
+    if trainer.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError(
+            "trainer.accelerator=gpu, but there is no CUDA GPU here; use trainer=cpu with a small model "
+            "(model=smollm2_135m), or run experiments=quickstart"
+        )
+    if trainer.accelerator == "cpu" and torch.cuda.is_available():
+        raise ConfigError(
+            "trainer.accelerator=cpu, but Unsloth would use the GPU that is here; "
+            "use trainer=gpu, or hide it with CUDA_VISIBLE_DEVICES=''"
+        )

@@ -1,0 +1,158 @@
+"""A run directory: everything that names a run and what came out of it.
+
+    config.yaml     the composed configuration, resolved          checkpoints/  last.ckpt, best.ckpt
+    run.json        command, commit, versions, data, results      adapter/      LoRA in PEFT's format, tokenizer
+    metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
+    samples.json    held-out questions answered before and after  .hydra/       Hydra's own record
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from medreason.config import ConfigError
+
+PACKAGES = ("torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl")
+# known from the start, so that the file's header never has to be rewritten under a running job
+COLUMNS = (
+    "epoch", "step", "train/grad_norm", "train/loss", "train/lr", "train/tokens_per_second", "val/loss",
+)  # fmt: skip
+
+
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Writes the whole file or nothing."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    draft.replace(path)
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, versions and hardware of this process."""
+    import torch
+
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": {name: installed(name) for name in PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+    }
+
+
+def commit() -> str | None:
+    """The checkout's commit, with `-dirty` for uncommitted changes; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def resolve_checkpoint(ckpt: str | None, run: Path) -> Path | None:
+    """The checkpoint to resume from: a path, or for `last` the newest of this run and the runs beside it.
+
+    Raises ConfigError where there is none, or it is no checkpoint.
+    """
+    if ckpt is None:
+        return None
+    if ckpt == "last":
+        here = run / "checkpoints" / "last.ckpt"
+        found = [here] if here.is_file() else sorted(run.parent.glob("*/checkpoints/last.ckpt"), key=os.path.getmtime)
+        if not found:
+            raise ConfigError(f"ckpt=last: no checkpoints/last.ckpt in the runs under {run.parent}; name one with ckpt=PATH")
+        path = found[-1]
+    else:
+        path = Path(ckpt)
+        if not path.is_file():
+            raise ConfigError(f"ckpt={ckpt}: no such file; name a .ckpt file, or last")
+    import torch
+
+    try:
+        keys = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        complete = {"state_dict", "optimizer_states", "global_step"} <= set(keys)
+    except Exception as error:  # a cut or foreign file fails in many ways
+        raise ConfigError(f"ckpt={path}: not a readable checkpoint ({type(error).__name__}); use an older one") from error
+    if not complete:
+        raise ConfigError(f"ckpt={path}: not a checkpoint of medreason.train")
+    return path
+
+
+def checkpoint_step(path: Path) -> int:
+    """Optimizer steps that a checkpoint has behind it."""
+    import torch
+
+    step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    return step
+
+
+def metrics_logger(run: Path, resumed: Path | None) -> Any:
+    """Lightning's CSV logger on RUN/metrics.csv; a resumed run's file starts with what was logged before its checkpoint."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    earlier = []
+    if resumed is not None:
+        before = checkpoint_step(resumed)
+        earlier = [row for row in read_metrics(resumed.parent.parent / "metrics.csv") if row["step"] < before]
+    logger = CSVLogger(run, name=None, version="", flush_logs_every_n_steps=1)
+    logger.experiment.metrics_keys = list(COLUMNS)
+    logger.experiment.metrics = earlier
+    logger.save()
+    return logger
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv, empty cells left out; none where there is no file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """Steps and finite values of one metric."""
+    points = [(row["step"], row[key]) for row in rows if math.isfinite(row.get(key, math.nan))]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def draw_curves(run: Path) -> Path:
+    """RUN/curves.png from RUN/metrics.csv: loss and held-out loss above, learning rate and gradient norm below."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_metrics(run / "metrics.csv")
+    figure, (losses, rates) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1), layout="constrained")
+    losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train (mean over a step's target tokens)")
+    losses.plot(*series(rows, "val/loss"), color="#c0392b", marker="o", label="held out")
+    losses.set(ylabel="loss, nats per token", title=run.name)
+    losses.legend(frameon=False)
+    losses.grid(alpha=0.3)
+    rates.plot(*series(rows, "train/lr"), color="#2c7a4b", label="learning rate")
+    rates.set(xlabel="optimizer step", ylabel="learning rate")
+    norms = rates.twinx()
+    norms.plot(*series(rows, "train/grad_norm"), color="#8e6bb0", alpha=0.7)
+    norms.set_ylabel("gradient norm", color="#8e6bb0")
+    path = run / "curves.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path
