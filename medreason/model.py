@@ -1,18 +1,20 @@
 """Configuration -> tokenizer, and a model with LoRA through Unsloth; the forward pass over packed rows."""
 
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from medreason import embedded
 from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute
-from medreason.data import PackedBatch
 from medreason.preflight import EMBEDDED
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE
+
+if TYPE_CHECKING:  # data imports Lightning, and with it transformers: that must come after Unsloth
+    from medreason.data import PackedBatch
 
 
 def import_unsloth() -> Any:
@@ -110,7 +112,7 @@ def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
             raise ConfigError(f"lora.target_modules: the model has no {target!r}; it has {', '.join(sorted(names))}")
 
 
-def summed_loss(model: Any, batch: PackedBatch) -> Tensor:
+def summed_loss(model: Any, batch: "PackedBatch") -> Tensor:
     """Cross entropy summed over the target tokens of packed rows, float32, shape ()."""
     tokens, labels, positions = batch.input_ids, batch.labels, batch.position_ids
     extra: dict[str, Any] = {}

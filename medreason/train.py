@@ -3,9 +3,11 @@
 What is cheap and can fail comes first: configuration, hardware, rows. Then Unsloth's import, tokens, the model.
 """
 
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,7 @@ def train(config: TrainConfig) -> None:
     write_json(run / "run.json", record)
     import lightning as L
 
+    quieten()
     L.seed_everything(config.seed, verbose=False)
     try:
         say(f"loading {config.model.path} in {config.model.precision.value}")
@@ -210,6 +213,12 @@ def save_config(run: Path) -> None:
 def say(line: str) -> None:
     """Progress, a line each, with the time since the process began."""
     print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", flush=True)
+
+
+def quieten() -> None:
+    """Keeps Lightning from saying what `say` says better, or what is not so (our metrics file is written anew)."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*(exists and is not empty|LeafSpec|does not have many workers).*")
 
 
 BEGAN = time.monotonic()

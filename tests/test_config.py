@@ -1,0 +1,92 @@
+import time
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+
+from conftest import ROOT, run_train
+from medreason.config import NamedRuns, TrainConfig, load
+
+
+def composed(*overrides: str) -> TrainConfig:
+    Plugins.instance().register(NamedRuns)
+    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return load(compose("train", overrides=list(overrides)))
+
+
+def options() -> list[str]:
+    groups = [*(ROOT / "conf").iterdir(), ROOT / "experiments"]
+    return [f"{group.name}={file.stem}" for group in groups if group.is_dir() for file in sorted(group.glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("option", options())
+def test_every_option_of_every_group_composes(option: str) -> None:
+    composed(option, *(["data.path=rows.jsonl"] if option == "data=local" else []))
+
+
+def test_the_users_own_line_composes_over_mistral_and_medical_o1() -> None:
+    config = composed("lora.r=32", "optim.lr=1e-4")
+    assert (config.lora.r, config.optim.lr) == (32, 1e-4)
+    assert config.model.path == "unsloth/mistral-7b-instruct-v0.3"
+    assert config.data.path == "FreedomIntelligence/medical-o1-reasoning-SFT"
+
+
+def test_a_named_run_wins_over_the_defaults_and_the_command_line_over_both() -> None:
+    assert composed("experiments=quickstart").lora.alpha == 32
+    assert composed("experiments=quickstart", "lora.alpha=8").lora.alpha == 8
+    assert composed("experiments=quickstart").model.path == "embedded:smollm2_135m"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora.rank=3", "lora.rank: no such setting (did you mean lora.r?)"),
+        ("+lora.rank=3", "lora.rank: no such setting (did you mean lora.r?)"),
+        ("optim.lrr=1", "optim.lrr: no such setting (did you mean optim.lr?)"),
+        ("optm=adamw", "optm: no such setting (did you mean optim?)"),
+        ("lora.r=abc", "Value 'abc' of type 'str' could not be converted to Integer; full_key: lora.r"),
+        ("lora.r=-4", "lora.r must be positive, got -4"),
+        ("optim.lr=0", "optim.lr must be positive, got 0.0"),
+        ("lora.dropout=1", "lora.dropout must be in [0, 1), got 1.0"),
+        ("optim.betas=[0.9]", "optim.betas must be two numbers in [0, 1), got [0.9]"),
+        ("trainer.precision=bf16-true", "trainer.precision must be 32-true or bf16-mixed"),
+        ("optim.decay=quadratic", "expected one of [linear, cosine, constant]; full_key: optim.decay"),
+        ("model=mistral_8b", "Could not find 'model/mistral_8b'; Available options in 'model': mistral_7b"),
+        ("experiments=quick", "Could not find 'experiments/quick'; Available options in 'experiments': "),
+        ("data=local", "data.path must name a file or a hub data set (data.path=FILE), got None"),
+        ("model.path=./nowhere", "model.path=./nowhere: no such folder"),
+        ("model.path=tests", "model.path=tests: no config.json there"),
+        ("model.path=embedded:huge", "embedded:huge: no such model; known: smollm2_135m, tiny"),
+        ("model.path=nobody/nothing", "neither a folder here nor to be had from the hub"),
+        ("model=tiny", "there is no CUDA GPU here; use trainer=cpu"),
+        ("experiments=quickstart model.precision=int8", "model.precision=int8 needs a CUDA GPU"),
+        ("experiments=quickstart ckpt=nowhere.ckpt", "ckpt=nowhere.ckpt: no such file"),
+        ("experiments=quickstart ckpt=README.md", "ckpt=README.md: not a readable checkpoint"),
+        ("experiments=quickstart data.case_kinds=[flu]", "data.case_kinds: no kind 'flu'; known: kidney_stage"),
+        ("experiments=quickstart data=local data.path=gone.csv", "data.path=gone.csv: no such file"),
+    ],
+)
+def test_a_mistake_answers_in_one_line_within_seconds_and_leaves_nothing(
+    override: str, says: str, tmp_path: Path
+) -> None:
+    began = time.perf_counter()
+    said = run_train(*override.split(), f"hydra.run.dir={tmp_path / 'run'}")
+    seconds = time.perf_counter() - began
+    lines = [line for line in said.stderr.splitlines() if line.strip()]
+    assert said.returncode == 2, said.stderr[-2000:]
+    assert len(lines) == 1, lines
+    assert says in lines[0]
+    assert not (tmp_path / "run").exists()
+    # 3 s on an idle machine with two cores; a loaded CI gets three times that
+    assert seconds < 9
+
+
+def test_the_composed_job_is_printed_in_seconds() -> None:
+    began = time.perf_counter()
+    said = run_train("--cfg", "job")
+    assert said.returncode == 0
+    assert "path: unsloth/mistral-7b-instruct-v0.3" in said.stdout
+    assert time.perf_counter() - began < 9

@@ -1,0 +1,82 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from medreason.config import Algorithm, Decay, OptimConfig
+from medreason.data import PackedLoader, tokenize
+from medreason.finetuner import Finetuner
+from medreason.prompts import Example
+
+OPTIM = OptimConfig(Algorithm.adamw, 1e-2, 1.0, [0.9, 0.999], 1e-8, 0.0, 0, Decay.constant, 0.0)
+
+
+def trained(model: Any, documents: list[Any], steps: int, folder: Path, rows: int = 1, accumulate: int = 1) -> Any:
+    module = Finetuner(model, OPTIM)
+    logger = L.pytorch.loggers.CSVLogger(folder)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=steps, accumulate_grad_batches=accumulate, logger=logger, log_every_n_steps=1,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    loader = PackedLoader(documents, 1024, pad_token=3, rows_per_batch=rows, accumulate=accumulate)
+    trainer.fit(module, loader)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    return trainer.callback_metrics["train/loss"].item(), trainer.callback_metrics["train/grad_norm"].item(), weights
+
+
+def test_accumulating_four_rows_equals_four_rows_at_once(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], tmp_path: Path
+) -> None:
+    documents = tokenize(cases[:14], tokenizer)  # uneven rows: a mean of means would differ
+    once = trained(make_model(), documents, 1, tmp_path / "a", rows=4, accumulate=1)
+    accumulated = trained(make_model(), documents, 1, tmp_path / "b", rows=1, accumulate=4)
+    assert accumulated[0] == pytest.approx(once[0], rel=1e-5)
+    assert accumulated[1] == pytest.approx(once[1], rel=1e-4)
+    batches = list(PackedLoader(documents, 1024, pad_token=3, accumulate=4))
+    assert len(batches) >= 4
+    assert len({batch.targets for batch in batches[:4]}) > 1
+
+
+def test_the_last_short_step_of_an_epoch_counts_its_own_tokens(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], tmp_path: Path
+) -> None:
+    documents = tokenize(cases[:4], tokenizer)
+    short = trained(make_model(), documents, 1, tmp_path / "a", accumulate=64)
+    whole = trained(make_model(), documents, 1, tmp_path / "b", rows=8)
+    assert short[0] == pytest.approx(whole[0], rel=1e-5)
+    assert short[1] == pytest.approx(whole[1], rel=1e-4)
+
+
+def test_a_checkpoint_holds_the_adapter_and_not_the_base(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], tmp_path: Path
+) -> None:
+    _, _, weights = trained(make_model(), tokenize(cases[:4], tokenizer), 1, tmp_path)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {f"model.{name}" for name in weights}
+    assert all(torch.equal(checkpoint["state_dict"][f"model.{name}"], value) for name, value in weights.items())
+
+
+def test_a_checkpoint_of_another_rank_is_refused(make_model: Callable[..., Any]) -> None:
+    checkpoint: dict[str, Any] = {"state_dict": Finetuner(make_model(), OPTIM).state_dict()}
+    Finetuner(make_model(), OPTIM).on_save_checkpoint(checkpoint)
+    Finetuner(make_model(), OPTIM).on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="adapter is not this run's: .*lora_A"):
+        Finetuner(make_model(r=8), OPTIM).on_load_checkpoint(checkpoint)
+
+
+def test_the_saved_adapter_loads_in_plain_transformers_and_peft(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from medreason.embedded import materialize
+
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(materialize("tiny")), tmp_path)
+    tokens = torch.arange(6, 40)[None]
+    with torch.no_grad():
+        assert torch.allclose(plain(input_ids=tokens).logits, model(input_ids=tokens).logits, atol=1e-5)

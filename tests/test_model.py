@@ -1,0 +1,83 @@
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import TINY
+from medreason.config import ConfigError, Precision
+from medreason.data import PackedLoader, tokenize
+from medreason.model import summed_loss
+from medreason.prompts import Example
+
+PRECISIONS = {"half": 1e-5, "nf4": 2e-2}  # largest difference of logits: rounding of the engine
+
+
+def one_row(tokenizer: Any, cases: list[Example]) -> PackedLoader:
+    documents = tokenize(cases, tokenizer)
+    return PackedLoader(documents, sum(len(document.tokens) for document in documents) + 9, pad_token=3)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_document_alone_gives_the_logits_it_gives_inside_a_row(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], precision: str
+) -> None:
+    model = make_model(replace(TINY, precision=Precision(precision)))
+    row = one_row(tokenizer, cases[:4])
+    batch = row.batch([0], 0)
+    with torch.no_grad():
+        together = model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False).logits[0]
+        start = 0
+        for length in batch.lengths[:-1]:
+            tokens = batch.input_ids[:, start : start + length]
+            alone = model(input_ids=tokens, use_cache=False).logits[0]
+            assert (together[start : start + length] - alone).abs().max() < PRECISIONS[precision]
+            start += length
+        # the test can fail: without positions that start again, documents do see each other
+        blurred = model(input_ids=batch.input_ids, use_cache=False).logits[0]
+    assert (together - blurred).abs().max() > 0.05
+
+
+def test_gradients_of_a_row_are_the_sum_of_its_documents_gradients(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example]
+) -> None:
+    model = make_model()
+
+    def gradient(examples: list[Example]) -> torch.Tensor:
+        model.zero_grad()
+        summed_loss(model, one_row(tokenizer, examples).batch([0], 0)).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+    together = gradient(cases[:3])
+    apart = sum((gradient([case]) for case in cases[:3]), torch.zeros_like(together))
+    assert torch.allclose(together, apart, rtol=1e-4, atol=1e-5)
+    assert together.norm() > 1
+
+
+def test_only_lora_is_trained_and_in_float32(make_model: Callable[..., Any]) -> None:
+    model = make_model(replace(TINY, precision=Precision.nf4))
+    trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("lora_" in name for name in trained)
+    assert set(trained.values()) == {torch.float32}
+    assert any(p.dtype == torch.uint8 for p in model.parameters()), "the base should be held in 4-bit"
+
+
+@pytest.mark.parametrize("kind", ["rslora", "dora"])
+def test_kinds_of_lora_are_honoured(make_model: Callable[..., Any], kind: str) -> None:
+    plain, other = make_model(), make_model(**{kind: True})
+    tokens = torch.arange(6, 30)[None]
+    with torch.no_grad():
+        assert not torch.allclose(plain(input_ids=tokens).logits, other(input_ids=tokens).logits, atol=1e-3)
+    if kind == "dora":
+        assert any("magnitude" in name for name, _ in other.named_parameters())
+
+
+def test_an_unknown_target_module_is_named(make_model: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"no 'query'; it has .*q_proj"):
+        make_model(target_modules=["query"])
+
+
+def test_padding_is_not_the_end_of_sequence(tokenizer: Any) -> None:
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id

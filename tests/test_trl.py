@@ -1,0 +1,36 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import ROOT
+from medreason.data import PackedLoader, tokenize
+from medreason.embedded import materialize
+from medreason.model import summed_loss
+from medreason.prompts import Example, completion_text, prompt_text
+
+
+def test_the_loss_of_a_step_equals_trls_on_the_same_rows_and_weights(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], tmp_path: Path
+) -> None:
+    model, examples = make_model(), cases[:8]
+    model.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    # TRL appends the end-of-sequence token to a completion, and the tokenizer adds no BOS of its own
+    rows = [{"prompt": prompt_text(tokenizer, e.question), "completion": completion_text(e)} for e in examples]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    command = [sys.executable, "tests/trl_reference.py", materialize("tiny"), tmp_path / "adapter", tmp_path / "rows.json"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr[-2000:]
+    theirs = float(said.stdout.rpartition("LOSS ")[2])
+
+    batches = list(PackedLoader(tokenize(examples, tokenizer), 1024, pad_token=tokenizer.pad_token_id, accumulate=99))
+    assert len(batches) > 1
+    with torch.no_grad():
+        ours = sum(summed_loss(model, batch).item() for batch in batches) / batches[0].step_targets
+    assert ours == pytest.approx(theirs, abs=1e-3)
