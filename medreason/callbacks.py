@@ -75,9 +75,7 @@ def checkpoints(folder: Path, *, monitor: str, every_steps: int) -> list[Callbac
 
     Lightning writes a checkpoint beside its name and renames it, so a kill at any moment leaves the one before.
     """
-    last = ModelCheckpoint(
-        folder, "last", every_n_train_steps=every_steps, save_top_k=1, enable_version_counter=False
-    )
+    last = ModelCheckpoint(folder, "last", every_n_train_steps=every_steps, save_top_k=1, enable_version_counter=False)
     best = ModelCheckpoint(
         folder,
         "best",

@@ -170,7 +170,7 @@ class TrainerConfig:
     accelerator: str  # gpu or cpu
     precision: str  # Lightning's: 32-true keeps LoRA in float32 over a quantised base
     max_epochs: int
-    max_steps: int  # optimizer steps; -1: as many as the epochs hold
+    max_steps: int  # optimizer steps; the epochs end a run too. -1: the epochs alone do
     rows_per_batch: int  # packed rows in one forward pass
     accumulate: int  # forward passes per optimizer step
     recompute: Recompute

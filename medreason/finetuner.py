@@ -13,6 +13,10 @@ from medreason.model import summed_loss
 from medreason.optimizer import build_optimizer, build_schedule
 
 
+class AdapterMismatch(ValueError):
+    """A checkpoint holds another adapter than the one being trained."""
+
+
 class Finetuner(L.LightningModule):
     """Fine-tunes the trainable weights of a PEFT model on packed batches.
 
@@ -22,9 +26,11 @@ class Finetuner(L.LightningModule):
 
     strict_loading = False  # a checkpoint holds the adapter, not the frozen base
 
-    def __init__(self, model: Any, optim: OptimConfig) -> None:
+    def __init__(self, model: Any, optim: OptimConfig, total_steps: int) -> None:
         super().__init__()
-        self.model, self.optim = model, optim
+        # not trainer.estimated_stepping_batches: asking it sets up the loaders before a checkpoint's position is
+        # restored into them, and a resumed run would begin its epoch anew
+        self.model, self.optim, self.total_steps = model, optim, total_steps
         self.step_loss: Tensor | None = None
         self.validation_loss, self.validation_targets = 0.0, 0
 
@@ -61,7 +67,7 @@ class Finetuner(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.named_parameters(), self.optim)
-        schedule = build_schedule(optimizer, self.optim, int(self.trainer.estimated_stepping_batches))
+        schedule = build_schedule(optimizer, self.optim, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -74,7 +80,11 @@ class Finetuner(L.LightningModule):
         stored = {name: value.shape for name, value in checkpoint["state_dict"].items()}
         if stored != trained:
             wrong = next(name for name in {**trained, **stored} if trained.get(name) != stored.get(name))
-            raise ValueError(
-                f"the checkpoint's adapter is not this run's: {wrong} is {stored.get(wrong)} there and "
-                f"{trained.get(wrong)} here; resume with the settings it was trained with"
+            raise AdapterMismatch(
+                f"the checkpoint's adapter is not this run's: {wrong} is {shape(stored.get(wrong))} there and "
+                f"{shape(trained.get(wrong))} here; resume with the settings it was trained with"
             )
+
+
+def shape(size: torch.Size | None) -> str:
+    return "missing" if size is None else "x".join(map(str, size))

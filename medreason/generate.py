@@ -46,7 +46,9 @@ def generate_answers(
                     eos_token_id=tokenizer.eos_token_id,
                 )
             completions = written[:, inputs["input_ids"].shape[1] :]
-            for member, text in zip(members, tokenizer.batch_decode(completions, skip_special_tokens=True), strict=True):
+            for member, text in zip(
+                members, tokenizer.batch_decode(completions, skip_special_tokens=True), strict=True
+            ):
                 answers[member] = text.strip()
             progress(min(start + batch_size, len(order)), len(order))
     finally:

@@ -131,9 +131,9 @@ def chunked_cross_entropy(model: torch.nn.Module) -> Iterator[None]:
     """Turns on Unsloth's cross entropy in chunks on CPU, which its own trainer alone would turn on."""
     able = [module for module in model.modules() if "_unsloth_cpu_chunked_ce" in vars(module)]
     for module in able:
-        setattr(module, "_unsloth_cpu_chunked_ce_active", True)
+        module._unsloth_cpu_chunked_ce_active = True
     try:
         yield
     finally:
         for module in able:
-            setattr(module, "_unsloth_cpu_chunked_ce_active", False)
+            module._unsloth_cpu_chunked_ce_active = False

@@ -59,7 +59,9 @@ def read_file(path: Path) -> list[Example]:
         raise ConfigError(f"data.path={path}: no such file; name a JSON, JSONL, Parquet or CSV file")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
-        raise ConfigError(f"data.path={path}: cannot read {path.suffix or 'a file without suffix'}; known: {', '.join(READERS)}")
+        raise ConfigError(
+            f"data.path={path}: cannot read {path.suffix or 'a file without suffix'}; known: {', '.join(READERS)}"
+        )
     if path.stat().st_size == 0:
         raise ConfigError(f"data.path={path}: the file is empty")
     from datasets import Dataset, disable_progress_bars

@@ -1,9 +1,9 @@
 """A run directory: everything that names a run and what came out of it.
 
-    config.yaml     the composed configuration, resolved          checkpoints/  last.ckpt, best.ckpt
-    run.json        command, commit, versions, data, results      adapter/      LoRA in PEFT's format, tokenizer
-    metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
-    samples.json    held-out questions answered before and after  .hydra/       Hydra's own record
+config.yaml     the composed configuration, resolved          checkpoints/  last.ckpt, best.ckpt
+run.json        command, commit, versions, data, results      adapter/      LoRA in PEFT's format, tokenizer
+metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
+samples.json    held-out questions answered before and after  .hydra/       Hydra's own record
 """
 
 import csv
@@ -43,7 +43,9 @@ def provenance() -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"CPU, {torch.get_num_threads()} threads",
     }
 
 
@@ -78,7 +80,9 @@ def resolve_checkpoint(ckpt: str | None, run: Path) -> Path | None:
         here = run / "checkpoints" / "last.ckpt"
         found = [here] if here.is_file() else sorted(run.parent.glob("*/checkpoints/last.ckpt"), key=os.path.getmtime)
         if not found:
-            raise ConfigError(f"ckpt=last: no checkpoints/last.ckpt in the runs under {run.parent}; name one with ckpt=PATH")
+            raise ConfigError(
+                f"ckpt=last: no checkpoints/last.ckpt in the runs under {run.parent}; name one with ckpt=PATH"
+            )
         path = found[-1]
     else:
         path = Path(ckpt)
@@ -90,7 +94,9 @@ def resolve_checkpoint(ckpt: str | None, run: Path) -> Path | None:
         keys = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         complete = {"state_dict", "optimizer_states", "global_step"} <= set(keys)
     except Exception as error:  # a cut or foreign file fails in many ways
-        raise ConfigError(f"ckpt={path}: not a readable checkpoint ({type(error).__name__}); use an older one") from error
+        raise ConfigError(
+            f"ckpt={path}: not a readable checkpoint ({type(error).__name__}); use an older one"
+        ) from error
     if not complete:
         raise ConfigError(f"ckpt={path}: not a checkpoint of medreason.train")
     return path
@@ -111,7 +117,7 @@ def metrics_logger(run: Path, resumed: Path | None) -> Any:
     earlier = []
     if resumed is not None:
         before = checkpoint_step(resumed)
-        earlier = [row for row in read_metrics(resumed.parent.parent / "metrics.csv") if row["step"] < before]
+        earlier = [row for row in read_cells(resumed.parent.parent / "metrics.csv") if int(row["step"]) < before]
     logger = CSVLogger(run, name=None, version="", flush_logs_every_n_steps=1)
     logger.experiment.metrics_keys = list(COLUMNS)
     logger.experiment.metrics = earlier
@@ -119,12 +125,17 @@ def metrics_logger(run: Path, resumed: Path | None) -> Any:
     return logger
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv, empty cells left out; none where there is no file."""
+def read_cells(path: Path) -> list[dict[str, str]]:
+    """Rows of a metrics.csv as they were written, empty cells left out; none where there is no file."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+        return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics.csv as numbers."""
+    return [{key: float(cell) for key, cell in row.items()} for row in read_cells(path)]
 
 
 def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
@@ -141,7 +152,9 @@ def draw_curves(run: Path) -> Path:
     import matplotlib.pyplot as plt
 
     rows = read_metrics(run / "metrics.csv")
-    figure, (losses, rates) = plt.subplots(2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1), layout="constrained")
+    figure, (losses, rates) = plt.subplots(
+        2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1), layout="constrained"
+    )
     losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train (mean over a step's target tokens)")
     losses.plot(*series(rows, "val/loss"), color="#c0392b", marker="o", label="held out")
     losses.set(ylabel="loss, nats per token", title=run.name)

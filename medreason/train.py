@@ -14,7 +14,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from medreason.config import LoggerKind, Source, TrainConfig, command
+from medreason.config import ConfigError, LoggerKind, Source, TrainConfig, command
 from medreason.preflight import check_run
 from medreason.records import read_split
 from medreason.run_directory import provenance, resolve_checkpoint, write_json
@@ -85,10 +85,11 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
     import torch
 
     from medreason.callbacks import Throughput, checkpoints
-    from medreason.finetuner import Finetuner
+    from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
 
-    finetuner = Finetuner(model, config.optim)
+    total_steps = data.total_steps(config.trainer.max_epochs, config.trainer.max_steps)
+    finetuner = Finetuner(model, config.optim, total_steps)
     accumulate = config.trainer.accumulate
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
@@ -113,7 +114,7 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         default_root_dir=run,
     )
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(f"training {trained / 1e6:.1f}M weights, LoRA r={config.lora.r}")
+    say(f"training {trained / 1e6:.1f}M weights (LoRA r={config.lora.r}) for {total_steps} optimizer steps")
 
     results: dict[str, Any] = {}
     asked = data.split.validation[: config.trainer.answer_questions]
@@ -122,7 +123,11 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         before = trainer.validate(finetuner, data, verbose=False)[0]
         results["val_loss_before"] = before["val/loss"]
         ask(config, model, tokenizer, samples, "before")
-    trainer.fit(finetuner, data, ckpt_path=resumed, weights_only=True)
+    try:
+        trainer.fit(finetuner, data, ckpt_path=resumed, weights_only=True)
+    except AdapterMismatch as error:
+        raise ConfigError(f"ckpt={config.ckpt}: {error}") from error
+    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")  # so that a finished run can be trained further
     results["steps"] = trainer.global_step
     model.save_pretrained(run / "adapter")
     tokenizer.save_pretrained(run / "adapter")
@@ -161,7 +166,8 @@ def accuracies(samples: Sequence[dict[str, str]]) -> dict[str, float]:
     from medreason.prompts import parse_answer
 
     return {
-        f"accuracy_{when}": sum(answers_match(parse_answer(s[when]).answer, s["answer"]) for s in samples) / len(samples)
+        f"accuracy_{when}": sum(answers_match(parse_answer(s[when]).answer, s["answer"]) for s in samples)
+        / len(samples)
         for when in ("before", "after")
         if when in samples[0]
     }
@@ -258,7 +264,10 @@ def summarize(run: Path, results: dict[str, Any]) -> None:
     table = Table("", "before", "after")
     for label, name, shape in (("held-out loss", "val_loss", "{:.3f}"), ("held-out exact match", "accuracy", "{:.1%}")):
         if f"{name}_after" in results:
-            cells = [shape.format(results[key]) if (key := f"{name}_{when}") in results else "" for when in ("before", "after")]
+            cells = [
+                shape.format(results[key]) if (key := f"{name}_{when}") in results else ""
+                for when in ("before", "after")
+            ]
             table.add_row(label, *cells)
     console.print()
     console.print(table)

@@ -141,9 +141,7 @@ def test_a_seed_means_the_same_case_on_every_python_version() -> None:
 
 
 def test_a_longer_list_from_one_kind_begins_with_the_shorter_one() -> None:
-    assert generate_cases(40, seed=8, kinds=["diabetes"])[:15] == generate_cases(
-        15, seed=8, kinds=["diabetes"]
-    )
+    assert generate_cases(40, seed=8, kinds=["diabetes"])[:15] == generate_cases(15, seed=8, kinds=["diabetes"])
 
 
 def test_five_thousand_cases_are_distinct_and_made_within_a_second() -> None:
@@ -198,9 +196,7 @@ def test_every_sum_in_the_reasoning_is_right(kind: str, many: dict[str, list[Exa
         sums = re.findall(r"(\d+(?: [+-] \d+)+) = (\d+)", case.reasoning)
         assert sums, case.reasoning
         for terms, result in sums:
-            assert sum(int(term) for term in terms.replace("- ", "-").replace("+ ", "").split()) == int(
-                result
-            )
+            assert sum(int(term) for term in terms.replace("- ", "-").replace("+ ", "").split()) == int(result)
 
 
 @pytest.mark.parametrize("kind", ["pneumonia_risk", "sepsis_score"])
@@ -354,9 +350,7 @@ def test_curb65_gives_a_point_exactly_from_each_threshold(
     ("rate", "systolic", "gcs", "points"),
     [(21, 101, 15, 0), (22, 101, 15, 1), (21, 100, 15, 1), (21, 101, 14, 1), (22, 100, 14, 3)],
 )
-def test_qsofa_gives_a_point_exactly_from_each_threshold(
-    rate: int, systolic: int, gcs: int, points: int
-) -> None:
+def test_qsofa_gives_a_point_exactly_from_each_threshold(rate: int, systolic: int, gcs: int, points: int) -> None:
     assert sum(cc.qsofa_points(rate, systolic, gcs)) == points
 
 
@@ -406,9 +400,7 @@ def test_gases_and_electrolytes_stay_physiological(many: dict[str, list[Example]
         (".", ".", False),
     ],
 )
-def test_answers_match_apart_from_case_space_asterisks_and_full_stop(
-    predicted: str, expected: str, same: bool
-) -> None:
+def test_answers_match_apart_from_case_space_asterisks_and_full_stop(predicted: str, expected: str, same: bool) -> None:
     assert answers_match(predicted, expected) is same
 
 

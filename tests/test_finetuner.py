@@ -8,14 +8,14 @@ import torch
 
 from medreason.config import Algorithm, Decay, OptimConfig
 from medreason.data import PackedLoader, tokenize
-from medreason.finetuner import Finetuner
+from medreason.finetuner import AdapterMismatch, Finetuner
 from medreason.prompts import Example
 
 OPTIM = OptimConfig(Algorithm.adamw, 1e-2, 1.0, [0.9, 0.999], 1e-8, 0.0, 0, Decay.constant, 0.0)
 
 
 def trained(model: Any, documents: list[Any], steps: int, folder: Path, rows: int = 1, accumulate: int = 1) -> Any:
-    module = Finetuner(model, OPTIM)
+    module = Finetuner(model, OPTIM, steps)
     logger = L.pytorch.loggers.CSVLogger(folder)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=steps, accumulate_grad_batches=accumulate, logger=logger, log_every_n_steps=1,
@@ -61,11 +61,11 @@ def test_a_checkpoint_holds_the_adapter_and_not_the_base(
 
 
 def test_a_checkpoint_of_another_rank_is_refused(make_model: Callable[..., Any]) -> None:
-    checkpoint: dict[str, Any] = {"state_dict": Finetuner(make_model(), OPTIM).state_dict()}
-    Finetuner(make_model(), OPTIM).on_save_checkpoint(checkpoint)
-    Finetuner(make_model(), OPTIM).on_load_checkpoint(checkpoint)
-    with pytest.raises(ValueError, match="adapter is not this run's: .*lora_A"):
-        Finetuner(make_model(r=8), OPTIM).on_load_checkpoint(checkpoint)
+    checkpoint: dict[str, Any] = {"state_dict": Finetuner(make_model(), OPTIM, 1).state_dict()}
+    Finetuner(make_model(), OPTIM, 1).on_save_checkpoint(checkpoint)
+    Finetuner(make_model(), OPTIM, 1).on_load_checkpoint(checkpoint)
+    with pytest.raises(AdapterMismatch, match="adapter is not this run's: .*lora_A"):
+        Finetuner(make_model(r=8), OPTIM, 1).on_load_checkpoint(checkpoint)
 
 
 def test_the_saved_adapter_loads_in_plain_transformers_and_peft(make_model: Callable[..., Any], tmp_path: Path) -> None:

@@ -24,7 +24,13 @@ def test_the_loss_of_a_step_equals_trls_on_the_same_rows_and_weights(
     # TRL appends the end-of-sequence token to a completion, and the tokenizer adds no BOS of its own
     rows = [{"prompt": prompt_text(tokenizer, e.question), "completion": completion_text(e)} for e in examples]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    command = [sys.executable, "tests/trl_reference.py", materialize("tiny"), tmp_path / "adapter", tmp_path / "rows.json"]
+    command = [
+        sys.executable,
+        "tests/trl_reference.py",
+        materialize("tiny"),
+        tmp_path / "adapter",
+        tmp_path / "rows.json",
+    ]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr[-2000:]
     theirs = float(said.stdout.rpartition("LOSS ")[2])

@@ -1,8 +1,9 @@
-"""Prints the loss that TRL's SFTTrainer reports for one step: run by test_trl.py in a process without Unsloth's patches.
+"""Prints the loss that TRL's SFTTrainer reports for one step; test_trl.py runs it.
 
 usage: trl_reference.py MODEL_DIR ADAPTER_DIR TEXTS_JSON
 """
 
+import unsloth  # noqa: F401, I001  # TRL's fused loss is a GPU kernel; Unsloth puts torch's in its place on a CPU
 import json
 import sys
 import tempfile
@@ -29,7 +30,6 @@ with tempfile.TemporaryDirectory() as folder:
             learning_rate=0.0,
             max_length=4096,
             completion_only_loss=True,
-            loss_type="nll",  # the default needs a GPU kernel
             report_to="none",
             logging_steps=1,
             save_strategy="no",

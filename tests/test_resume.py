@@ -1,0 +1,95 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import ROOT, run_train, tiny_run
+
+LENGTH = [
+    "trainer.max_steps=14",
+    "trainer.max_epochs=2",
+    "trainer.validate_every_steps=6",
+    "trainer.checkpoint_every_steps=4",
+]
+
+
+def logged(run: Path) -> dict[str, dict[str, str]]:
+    """Every logged number but the speed, as the text it was logged as."""
+    found: dict[str, dict[str, str]] = {}
+    with (run / "metrics.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            for key in ("train/loss", "train/grad_norm", "train/lr", "val/loss"):
+                if row[key]:
+                    found.setdefault(key, {})[row["step"]] = row[key]
+    return found
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "unbroken"
+    said = run_train(*tiny_run(run, rows_file, *LENGTH))
+    assert said.returncode == 0, said.stderr[-3000:]
+    return run
+
+
+def test_a_run_killed_in_mid_epoch_and_resumed_logs_the_same_numbers_bit_for_bit(
+    unbroken: Path, rows_file: Path
+) -> None:
+    runs = unbroken.parent
+    command = [sys.executable, "-m", "medreason.train", *tiny_run(runs / "killed", rows_file, *LENGTH)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = runs / "killed" / "metrics.csv"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:  # one step beyond the checkpoint at step 8, which is to be lost
+        if metrics.is_file() and "\n0,9," in metrics.read_text():
+            break
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    checkpoint = runs / "killed" / "checkpoints" / "last.ckpt"
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    assert step == 8
+    assert not (runs / "killed" / "adapter").exists(), "it was killed too late to prove anything"
+
+    said = run_train(*tiny_run(runs / "resumed", rows_file, *LENGTH, f"ckpt={checkpoint}"))
+    assert said.returncode == 0, said.stderr[-3000:]
+    whole, resumed = logged(unbroken), logged(runs / "resumed")
+    assert len(whole["train/loss"]) == 14
+    del whole["val/loss"]["0"]  # measured before training; the killed run has it, as it had steps 0 to 7
+    resumed["val/loss"].pop("0", None)
+    assert resumed == whole
+
+
+def test_last_finds_the_newest_checkpoint_and_another_rank_is_refused(unbroken: Path, rows_file: Path) -> None:
+    said = run_train(*tiny_run(unbroken.parent / "wider", rows_file, *LENGTH, "ckpt=last", "lora.r=3"))
+    assert said.returncode == 2
+    assert "the checkpoint's adapter is not this run's" in said.stderr.splitlines()[-1]
+
+
+def test_a_run_directory_names_everything_that_made_it(unbroken: Path) -> None:
+    import json
+
+    names = {path.name for path in unbroken.iterdir()}
+    assert names >= {"config.yaml", "run.json", "metrics.csv", "curves.png", "samples.json", "adapter", "checkpoints"}
+    record = json.loads((unbroken / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["results"]["steps"] == 14
+    assert record["results"]["val_loss_after"] < record["results"]["val_loss_before"]
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert len(record["data"]["sha256"]) == 64
+    assert {path.name for path in (unbroken / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    assert (unbroken / "checkpoints" / "last.ckpt").stat().st_size < 1e6, "the base must not be in it"
+
+
+def test_a_cut_checkpoint_is_refused_in_one_line(unbroken: Path, rows_file: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes((unbroken / "checkpoints" / "last.ckpt").read_bytes()[:20_000])
+    said = run_train(*tiny_run(tmp_path / "run", rows_file, f"ckpt={cut}"))
+    assert said.returncode == 2
+    assert f"ckpt={cut}: not a readable checkpoint" in said.stderr.splitlines()[-1]
