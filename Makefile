@@ -17,7 +17,11 @@ BIN := .venv/bin
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --editable .
 	touch $@
 
-quickstart: .venv/ready
+.venv/models: .venv/ready
+	$(BIN)/python -m medreason.embedded
+	touch $@
+
+quickstart: .venv/ready .venv/models
 	$(BIN)/python -m medreason.train experiments=quickstart
 
 test: .venv/ready

@@ -70,7 +70,21 @@ class Throughput(Callback):
         self.tokens = 0
 
 
-def checkpoints(folder: Path, *, monitor: str, every_steps: int) -> list[Callback]:
+class LastStep(Callback):
+    """Saves the last step of a run too, so that a finished run can be trained further.
+
+    After `fit` it would be too late: Lightning then counts the epoch as done, and a resumed run would not go on in it.
+    """
+
+    def __init__(self, path: Path, total_steps: int) -> None:
+        self.path, self.total_steps = path, total_steps
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.total_steps:
+            trainer.save_checkpoint(self.path)
+
+
+def checkpoints(folder: Path, *, monitor: str, every_steps: int, total_steps: int) -> list[Callback]:
     """Two files: `last.ckpt` to resume from, `best.ckpt` by the monitored metric.
 
     Lightning writes a checkpoint beside its name and renames it, so a kill at any moment leaves the one before.
@@ -84,4 +98,4 @@ def checkpoints(folder: Path, *, monitor: str, every_steps: int) -> list[Callbac
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-    return [last, best, RandomStates()]
+    return [last, best, LastStep(folder / "last.ckpt", total_steps), RandomStates()]

@@ -103,4 +103,10 @@ def write_tiny(folder: Path) -> None:
     torch.set_rng_state(generator_state)
 
 
+# `python -m medreason.embedded` at set-up saves the first run from the conversion's minute
 WRITERS: dict[str, Callable[[Path], None]] = {"smollm2_135m": write_smollm2, "tiny": write_tiny}
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for model_name in WRITERS:
+        print(f"{model_name}: {materialize(model_name)}", flush=True)

@@ -101,7 +101,8 @@ def load_model(model: ModelConfig, lora: LoraConfig, *, row_tokens: int, recompu
 
 def checkpointing(recompute: Recompute) -> bool | str:
     """Unsloth's word for it."""
-    return {Recompute.none: False, Recompute.full: True, Recompute.unsloth: "unsloth"}[recompute]
+    words: dict[Recompute, bool | str] = {Recompute.none: False, Recompute.full: True, Recompute.unsloth: "unsloth"}
+    return words[recompute]
 
 
 def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
@@ -122,14 +123,14 @@ def summed_loss(model: Any, batch: "PackedBatch") -> Tensor:
         extra["packed_seq_lengths"] = torch.tensor(batch.lengths, dtype=torch.int32)
     with chunked_cross_entropy(model):
         # use_cache=False always: with a cache, transformers no longer reads document borders from the positions
-        loss = model(input_ids=tokens, labels=labels, position_ids=positions, use_cache=False, **extra).loss
+        loss: Tensor = model(input_ids=tokens, labels=labels, position_ids=positions, use_cache=False, **extra).loss
     return loss.float() * batch.targets  # the model returns the mean
 
 
 @contextmanager
 def chunked_cross_entropy(model: torch.nn.Module) -> Iterator[None]:
     """Turns on Unsloth's cross entropy in chunks on CPU, which its own trainer alone would turn on."""
-    able = [module for module in model.modules() if "_unsloth_cpu_chunked_ce" in vars(module)]
+    able: list[Any] = [module for module in model.modules() if "_unsloth_cpu_chunked_ce" in vars(module)]
     for module in able:
         module._unsloth_cpu_chunked_ce_active = True
     try:

@@ -25,7 +25,7 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: Opt
 
 def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> Optimizer:
     """AdamW over the trainable parameters, its states in 32 or 8 bits."""
-    settings = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
+    settings: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
     groups = parameter_groups(parameters, config)
     if config.algorithm is Algorithm.adamw_8bit:
         from bitsandbytes.optim import AdamW8bit
@@ -40,4 +40,5 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: int) 
     from transformers import get_scheduler
 
     name = {Decay.linear: "linear", Decay.cosine: "cosine", Decay.constant: "constant_with_warmup"}[config.decay]
-    return get_scheduler(name, optimizer, config.warmup_steps, total_steps)
+    schedule: LRScheduler = get_scheduler(name, optimizer, config.warmup_steps, total_steps)
+    return schedule

@@ -111,7 +111,7 @@ def checkpoint_step(path: Path) -> int:
 
 
 def metrics_logger(run: Path, resumed: Path | None) -> Any:
-    """Lightning's CSV logger on RUN/metrics.csv; a resumed run's file starts with what was logged before its checkpoint."""
+    """Lightning's CSV logger on RUN/metrics.csv, in a resumed run begun with what its checkpoint has behind it."""
     from lightning.pytorch.loggers import CSVLogger
 
     earlier = []

@@ -105,7 +105,10 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         logger=[metrics_logger(run, resumed), *wandb_logger(config, run)],
         callbacks=[
             *checkpoints(
-                run / "checkpoints", monitor=config.monitor, every_steps=config.trainer.checkpoint_every_steps
+                run / "checkpoints",
+                monitor=config.monitor,
+                every_steps=config.trainer.checkpoint_every_steps,
+                total_steps=total_steps,
             ),
             Throughput(),
         ],
@@ -127,7 +130,6 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         trainer.fit(finetuner, data, ckpt_path=resumed, weights_only=True)
     except AdapterMismatch as error:
         raise ConfigError(f"ckpt={config.ckpt}: {error}") from error
-    trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")  # so that a finished run can be trained further
     results["steps"] = trainer.global_step
     model.save_pretrained(run / "adapter")
     tokenizer.save_pretrained(run / "adapter")
@@ -184,7 +186,7 @@ def wandb_logger(config: TrainConfig, run: Path) -> list[Any]:
     if offline:
         say(f"W&B: no account here, logging offline; later: wandb sync {run}/wandb/offline-run-*")
     resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    settings = {"name": config.logger.name or run.name, "tags": config.logger.tags, "config": resolved}
+    settings: dict[str, Any] = {"name": config.logger.name or run.name, "tags": config.logger.tags, "config": resolved}
     return [WandbLogger(project=config.logger.project, save_dir=run, offline=offline, **settings)]
 
 
@@ -224,6 +226,7 @@ def say(line: str) -> None:
 def quieten() -> None:
     """Keeps Lightning from saying what `say` says better, or what is not so (our metrics file is written anew)."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
     warnings.filterwarnings("ignore", message=".*(exists and is not empty|LeafSpec|does not have many workers).*")
 
 

@@ -64,7 +64,7 @@ def test_a_checkpoint_of_another_rank_is_refused(make_model: Callable[..., Any])
     checkpoint: dict[str, Any] = {"state_dict": Finetuner(make_model(), OPTIM, 1).state_dict()}
     Finetuner(make_model(), OPTIM, 1).on_save_checkpoint(checkpoint)
     Finetuner(make_model(), OPTIM, 1).on_load_checkpoint(checkpoint)
-    with pytest.raises(AdapterMismatch, match="adapter is not this run's: .*lora_A"):
+    with pytest.raises(AdapterMismatch, match=r"adapter is not this run's: .*lora_A"):
         Finetuner(make_model(r=8), OPTIM, 1).on_load_checkpoint(checkpoint)
 
 
