@@ -1,9 +1,9 @@
 import re
 
 import pytest
+from test_config import composed
 
 from conftest import ROOT
-from test_config import composed
 
 README = (ROOT / "README.md").read_text()
 
