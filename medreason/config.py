@@ -205,6 +205,9 @@ class LoggerConfig:
     tags: list[str]
 
 
+MONITORED = ("val/loss", "train/loss")  # what the Finetuner logs and a checkpoint can be picked by
+
+
 @dataclass
 class TrainConfig:
     model: ModelConfig
@@ -216,6 +219,9 @@ class TrainConfig:
     seed: int  # weights of LoRA, dropout
     monitor: str  # the metric that picks the best checkpoint
     ckpt: str | None  # a checkpoint to resume from, or `last`: the newest one of the runs beside this one
+
+    def __post_init__(self) -> None:
+        check(self.monitor in MONITORED, "monitor", f"be one of {', '.join(MONITORED)}", self.monitor)
 
 
 def root() -> Path:

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
 
     results: dict[str, Any] = {}
     asked = data.split.validation[: config.trainer.answer_questions]
-    samples: list[dict[str, str]] = [vars(example) for example in asked]
+    samples: list[dict[str, str]] = [asdict(example) for example in asked]
     if resumed is None:
         before = trainer.validate(finetuner, data, verbose=False)[0]
         results["val_loss_before"] = before["val/loss"]

@@ -1,0 +1,109 @@
+"""Steps per second of `Trainer.fit` or of a bare loop over the same model and rows.
+
+usage: lightning_overhead.py bare|lightning MODEL ROWS_FILE [ROW_TOKENS] [STEPS] [PRECISION]
+       MODEL is embedded:tiny on a CPU, a folder of Mistral-7B's shape on a GPU (random weights are exact for speed).
+
+Each call is one process; compare calls made in turn on one machine. The first third of the steps is warm-up.
+"""
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from medreason.config import (
+    Algorithm,
+    DataConfig,
+    Decay,
+    LoraConfig,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    Recompute,
+    Source,
+    TooLong,
+)
+from medreason.model import import_unsloth, load_model, load_tokenizer, summed_loss
+from medreason.records import read_split
+
+import_unsloth()
+import lightning as L  # noqa: E402
+import torch  # noqa: E402
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+
+from medreason.callbacks import Throughput  # noqa: E402
+from medreason.data import MedicalReasoningData, PackedBatch, PackedLoader  # noqa: E402
+from medreason.finetuner import Finetuner  # noqa: E402
+from medreason.optimizer import build_optimizer  # noqa: E402
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+OPTIM = OptimConfig(Algorithm.adamw_8bit, 2e-4, 1.0, [0.9, 0.999], 1e-8, 0.01, 5, Decay.linear, 1.0)
+
+
+def endless(loader: PackedLoader) -> Iterator[PackedBatch]:
+    while True:
+        yield from loader
+
+
+def bare(model: Any, loader: PackedLoader, steps: int, precision: str, device: str) -> list[float]:
+    """When each step ended, in seconds."""
+    optimizer = build_optimizer(model.named_parameters(), OPTIM)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    ends = []
+    for _, host in zip(range(steps), endless(loader), strict=False):
+        tensors = {name: getattr(host, name).to(device) for name in ("input_ids", "labels", "position_ids")}
+        batch = replace(host, **tensors)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = summed_loss(model, batch) / batch.step_targets
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, OPTIM.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()
+        ends.append(time.perf_counter())
+    return ends
+
+
+def inside_lightning(model: Any, loader: PackedLoader, steps: int, precision: Any, device: str) -> list[float]:
+    """When each step ended, in seconds, with the callbacks and the logger of a run."""
+    ends = []
+
+    class Clock(L.Callback):
+        def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            ends.append(time.perf_counter())
+
+    trainer = L.Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision, max_steps=steps, max_epochs=99,
+        logger=CSVLogger(tempfile.mkdtemp(), flush_logs_every_n_steps=1), log_every_n_steps=1, limit_val_batches=0,
+        callbacks=[Throughput(), Clock()], enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Finetuner(model, OPTIM, steps), train_dataloaders=loader)
+    return ends
+
+
+def main(
+    mode: str, path: str, rows: str, row_tokens: str = "8192", steps: str = "24", precision: str = "32-true"
+) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    held = Precision.nf4 if device == "cuda" else Precision.half
+    config = ModelConfig(path, None, held, None)
+    lora = LoraConfig(16, 16.0, 0.0, LINEARS, False, False)
+    source = DataConfig(Source.rows, rows, None, None, 0, None, int(row_tokens), TooLong.truncate, 0.05, None, 1)
+    data = MedicalReasoningData(
+        read_split(source), load_tokenizer(config), row_tokens=int(row_tokens), too_long=TooLong.truncate, seed=1
+    )
+    data.setup()
+    model = load_model(config, lora, row_tokens=int(row_tokens), recompute=Recompute.none, seed=1)
+    run = {"bare": bare, "lightning": inside_lightning}[mode]
+    ends = run(model, data.train_dataloader(), int(steps), precision, device)[int(steps) // 3 :]
+    rate = (len(ends) - 1) / (ends[-1] - ends[0])
+    memory = f", {torch.cuda.max_memory_reserved() / 2**30:.1f} GiB" if device == "cuda" else ""
+    print(f"RESULT {mode} {precision}: {rate:.4f} steps/s, {rate * int(row_tokens):.0f} row tokens/s{memory}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
