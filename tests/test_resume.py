@@ -93,3 +93,13 @@ def test_a_cut_checkpoint_is_refused_in_one_line(unbroken: Path, rows_file: Path
     said = run_train(*tiny_run(tmp_path / "run", rows_file, f"ckpt={cut}"))
     assert said.returncode == 2
     assert f"ckpt={cut}: not a readable checkpoint" in said.stderr.splitlines()[-1]
+
+
+def test_a_finished_run_can_be_trained_further(unbroken: Path, rows_file: Path, tmp_path: Path) -> None:
+    checkpoint = unbroken / "checkpoints" / "last.ckpt"
+    longer = [*LENGTH[1:], "trainer.max_steps=16", f"ckpt={checkpoint}"]
+    said = run_train(*tiny_run(tmp_path / "longer", rows_file, *longer))
+    assert said.returncode == 0, said.stderr[-3000:]
+    before, after = logged(unbroken)["train/loss"], logged(tmp_path / "longer")["train/loss"]
+    assert list(after) == [str(step) for step in range(16)]
+    assert {step: after[step] for step in before} == before
