@@ -264,9 +264,10 @@ def refuse(name: str, error: Exception) -> NoReturn:
 
 
 def discard(run: Path) -> None:
-    """Removes a run directory in which nothing but Hydra's own files stands yet."""
-    if all(entry.name == ".hydra" or entry.suffix == ".log" for entry in run.iterdir()):
-        shutil.rmtree(run)
+    """Removes a run directory in which nothing but Hydra's own record stands yet."""
+    if [entry.name for entry in run.iterdir()] == [".hydra"]:
+        shutil.rmtree(run / ".hydra")
+        run.rmdir()
 
 
 def load(config: DictConfig) -> TrainConfig:
