@@ -34,7 +34,7 @@ def find(name: str) -> None:
 
 
 def materialize(name: str) -> Path:
-    """The folder of the embedded model, written on first use. Call after Unsloth is imported."""
+    """The folder of the embedded model, written on first use. Where Unsloth is used, import it first."""
     find(name)
     folder = cache() / name
     if folder.is_dir():

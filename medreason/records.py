@@ -31,7 +31,10 @@ def read_split(config: DataConfig) -> Split:
         unknown = sorted(set(config.case_kinds or []) - set(KINDS))
         if unknown:
             raise ConfigError(f"data.case_kinds: no kind {unknown[0]!r}; known: {', '.join(KINDS)}")
-        examples = generate_cases(config.cases, config.seed, config.case_kinds)
+        try:
+            examples = generate_cases(config.cases, config.seed, config.case_kinds)
+        except ValueError as error:  # more than there are, or no kind named
+            raise ConfigError(f"data.cases={config.cases}: {error}") from error
         source = f"clinical_cases({config.cases}, seed {config.seed})"
     else:
         assert config.path is not None  # DataConfig checks it

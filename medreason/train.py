@@ -249,6 +249,7 @@ def summarize(run: Path, results: dict[str, Any]) -> None:
     import json
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from medreason.prompts import parse_answer
@@ -256,8 +257,9 @@ def summarize(run: Path, results: dict[str, Any]) -> None:
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text())
     for sample in samples[:2]:
-        console.print(f"\n[bold]Question[/]  {sample['question']}", soft_wrap=True)
-        console.print(f"[bold]Expected[/]  {sample['answer']}", soft_wrap=True)
+        # escaped: square brackets in a row are text, not Rich's markup
+        console.print(f"\n[bold]Question[/]  {escape(sample['question'])}", soft_wrap=True)
+        console.print(f"[bold]Expected[/]  {escape(sample['answer'])}", soft_wrap=True)
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when])

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from medreason.config import ConfigError
+from medreason import clinical_cases
+from medreason.config import ConfigError, DataConfig, Source, TooLong
 from medreason.prompts import Example
-from medreason.records import read_file, split
+from medreason.records import read_file, read_split, split
 
 ROWS = [{"Question": f"q{n}?", "Complex_CoT": f"because {n}", "Response": f"a{n}"} for n in range(3)]
 EXPECTED = [Example(f"q{n}?", f"because {n}", f"a{n}") for n in range(3)]
@@ -84,3 +85,13 @@ def test_the_same_question_never_stands_on_both_sides() -> None:
     train, held_out = split(twins, 0.3, seed=0)
     assert held_out
     assert not {example.question for example in train} & {example.question for example in held_out}
+
+
+def test_more_cases_than_a_kind_holds_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    always = Example("the only question?", "r", "a")
+    monkeypatch.setitem(clinical_cases.KINDS, "kidney_stage", lambda rng: always)
+    config = DataConfig(
+        Source.clinical_cases, None, None, None, 5, ["kidney_stage"], 64, TooLong.error, 0.5, None, 0
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match=r"data\.cases=5: only 1 distinct cases could be made"):
+        read_split(config)

@@ -103,3 +103,14 @@ def test_a_finished_run_can_be_trained_further(unbroken: Path, rows_file: Path, 
     before, after = logged(unbroken)["train/loss"], logged(tmp_path / "longer")["train/loss"]
     assert list(after) == [str(step) for step in range(16)]
     assert {step: after[step] for step in before} == before
+
+
+def test_square_brackets_in_a_row_do_not_break_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from medreason.train import summarize
+
+    sample = {"question": "Na [mmol/L] [/INST]?", "answer": "[/bold]", "after": "<think>[/]</think>[red"}
+    (tmp_path / "samples.json").write_text(json.dumps([sample]))
+    summarize(tmp_path, {"steps": 1, "val_loss_after": 1.0})
+    assert "Na [mmol/L] [/INST]?" in capsys.readouterr().out
