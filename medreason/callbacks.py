@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from medreason.data import PackedBatch
+from medreason.datamodule import PackedBatch
 
 
 class RandomStates(Callback):

@@ -5,26 +5,8 @@ without a value there is an error, never a silent default. Hydra composes and ch
 `__post_init__` checks ranges when `load` turns the composed tree into these objects.
 """
 
-import difflib
-import os
-import re
-import shutil
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from typing import Any, NoReturn
-
-import hydra
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 
 class ConfigError(ValueError):
@@ -53,6 +35,45 @@ class TooLong(Enum):
     error = "error"
     drop = "drop"
     truncate = "truncate"
+
+
+class Format(Enum):
+    """How question, reasoning and answer are written down (medreason/prompts.py)."""
+
+    think = "think"  # the tokenizer's chat template; reasoning between think tags
+    huatuo = "huatuo"  # the tokenizer's chat template; ## Thinking, ## Final Response
+    seed = "seed"  # no chat template: an instruction and headings
+
+
+class Packing(Enum):
+    """How documents share rows."""
+
+    best_fit = "best_fit"  # many documents in a row of row_tokens
+    off = "off"  # one document a row, padded to the longest of its batch
+
+
+class OnBadRow(Enum):
+    """What to do with a row that cannot be learned from."""
+
+    error = "error"
+    skip = "skip"
+
+
+class Deduplicate(Enum):
+    """What to do with rows that repeat others."""
+
+    off = "off"
+    report = "report"
+    exact = "exact"  # drop a row whose question and answer another row has
+    near = "near"  # drop a row whose question is nearly another's, too
+
+
+class Decontaminate(Enum):
+    """What to do with rows that share text with data.benchmarks."""
+
+    off = "off"
+    report = "report"
+    drop = "drop"
 
 
 class Source(Enum):
@@ -141,13 +162,48 @@ class OptimConfig:
 
 
 @dataclass
+class Columns:
+    """Columns of a table by what they hold; null: recognised by name (medreason/records.py)."""
+
+    question: str | None
+    reasoning: str | None
+    answer: str | None
+
+
+@dataclass
+class Mixed:
+    """A further source, mixed with data.path. A list's entries have no YAML file, so defaults stand here."""
+
+    path: str
+    weight: float = 1.0  # how often each of its rows comes in an epoch: 0.5 takes half of them, 2 each twice
+    name: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        check(bool(self.path), "data.mix", "name a path in each entry", self.path)
+        check(self.weight > 0, "data.mix: weight", "be positive", self.weight)
+
+
+@dataclass
 class DataConfig:
     source: Source
-    path: str | None  # hub name, or a JSON, JSONL, Parquet or CSV file
+    path: str | None  # hub name, or a JSON, JSONL, Parquet or CSV file, or a folder of them
     name: str | None  # configuration of the hub data set (en, zh, ...)
-    revision: str | None
+    revision: str | None  # branch, tag or commit on the hub
+    weight: float  # how often each row of data.path comes in an epoch
+    mix: list[Mixed]  # further sources: [{path: FILE, weight: 0.5}]
+    columns: Columns
+    on_bad_row: OnBadRow
+    max_bad_share: float  # under skip: more bad rows than this are an error
+    max_field_chars: int  # a longer question, reasoning or answer is a bad row
+    deduplicate: Deduplicate
+    near_duplicate: float  # Jaccard similarity of two questions' three-word runs from which they are nearly the same
+    decontaminate: Decontaminate
+    benchmarks: list[str]  # files or hub data sets with a `question` column
+    format: Format
     cases: int  # how many clinical_cases are made
     case_kinds: list[str] | None  # which kinds of clinical_cases; null: all
+    packing: Packing
     row_tokens: int  # length of a packed row
     too_long: TooLong
     validation_share: float  # share of the rows held out, chosen by content
@@ -159,8 +215,17 @@ class DataConfig:
         check(0 < self.validation_share < 1, "data.validation_share", "be in (0, 1)", self.validation_share)
         limit = self.max_validation_rows
         check(limit is None or limit > 0, "data.max_validation_rows", "be positive or null", limit)
+        check(self.weight > 0, "data.weight", "be positive", self.weight)
+        check(0 <= self.max_bad_share <= 1, "data.max_bad_share", "be in [0, 1]", self.max_bad_share)
+        check(self.max_field_chars > 0, "data.max_field_chars", "be positive", self.max_field_chars)
+        check(0 < self.near_duplicate <= 1, "data.near_duplicate", "be in (0, 1]", self.near_duplicate)
+        if self.decontaminate is Decontaminate.drop:
+            check(bool(self.benchmarks), "data.benchmarks", "name what data.decontaminate=drop compares with", [])
+        if self.decontaminate is Decontaminate.off:
+            check(not self.benchmarks, "data.decontaminate", "be report or drop where benchmarks are named", "off")
         if self.source is Source.clinical_cases:
             check(self.cases > 0, "data.cases", "be positive", self.cases)
+            check(not self.mix, "data.mix", "be empty with data=clinical_cases", "entries")
         else:
             check(bool(self.path), "data.path", "name a file or a hub data set (data.path=FILE)", self.path)
 
@@ -222,83 +287,3 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.monitor in MONITORED, "monitor", f"be one of {', '.join(MONITORED)}", self.monitor)
-
-
-def root() -> Path:
-    """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
-    package = Path(__file__).resolve().parent
-    return package.parent if (package.parent / "conf").is_dir() else package
-
-
-class NamedRuns(SearchPathPlugin):
-    """Lets `experiments=NAME` and `sweeps=NAME` be found at the top level, beside conf/."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append(provider="medreason", path=f"file://{root()}")
-
-
-def command(task: Callable[[TrainConfig], None], name: str) -> None:
-    """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
-    Plugins.instance().register(NamedRuns)
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to us instead of Hydra's own report
-
-    def job(config: DictConfig) -> None:
-        # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
-        try:
-            task(load(config))
-        except (ConfigError, OmegaConfBaseException) as error:
-            discard(Path(HydraConfig.get().runtime.output_dir))
-            refuse(name, error)
-
-    try:
-        hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        refuse(name, error)
-
-
-def refuse(name: str, error: Exception) -> NoReturn:
-    """Says what is wrong in one line and ends the process with exit code 2."""
-    print(f"medreason.{name}: {explain(error)}", file=sys.stderr)
-    sys.exit(2)
-
-
-def discard(run: Path) -> None:
-    """Removes a run directory in which nothing but Hydra's own record stands yet."""
-    if [entry.name for entry in run.iterdir()] == [".hydra"]:
-        shutil.rmtree(run / ".hydra")
-        run.rmdir()
-
-
-def load(config: DictConfig) -> TrainConfig:
-    """The typed configuration. Raises ConfigError or OmegaConf's errors for unknown keys and values out of range."""
-    # A key added with `+` passes Hydra's own check; merging the bare values into the schema refuses it.
-    checked = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(config, resolve=True))
-    loaded = OmegaConf.to_object(checked)
-    assert isinstance(loaded, TrainConfig)
-    return loaded
-
-
-def explain(error: BaseException) -> str:
-    """One line that names the key, and the known key nearest to a mistyped one."""
-    if "Error merging override" in str(error) and error.__cause__:
-        return explain(error.__cause__)
-    lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines()]
-    message = "; ".join(line for line in lines if line and not line.startswith(("object_type", "reference_type")))
-    wrong = re.search(r"full_key: ([\w.]+)", message) or re.search(r"override '([\w.]+)'", message)
-    if wrong and ("not in" in message or "Could not override" in message):
-        near = difflib.get_close_matches(wrong[1], known_keys(TrainConfig), n=1, cutoff=0.5)
-        return f"{wrong[1]}: no such setting ({f'did you mean {near[0]}?' if near else 'see --cfg job'})"
-    return message.replace(":;", ":").removesuffix(";")
-
-
-def known_keys(schema: type, prefix: str = "") -> list[str]:
-    """Dotted names of every setting, groups included."""
-    keys: list[str] = []
-    for field in fields(schema):
-        keys.append(prefix + field.name)
-        kind: Any = field.type
-        if is_dataclass(kind):
-            assert isinstance(kind, type)
-            keys += known_keys(kind, f"{prefix}{field.name}.")
-    return keys

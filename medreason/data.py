@@ -1,251 +1,249 @@
-"""Examples -> packed, resumable batches.
+"""python -m medreason.data: what training will see, before any model is loaded.
 
-Example --prompts--> text --tokenizer--> Document --packing--> row --PackedLoader--> PackedBatch
+Takes every setting of `python -m medreason.train`. Prints what was read, rejected, repeated and contaminated, how long
+documents are, how rows are packed, and rows as a model reads them; leaves data.json, data.png and rows.html.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
-import torch
-from torch import Tensor
+import numpy as np
+from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
-from medreason.config import ConfigError, TooLong
-from medreason.packing import fill, pack
-from medreason.prompts import Example, completion_text, prompt_text
-from medreason.records import Split
+from medreason.command import command
+from medreason.config import Format, TrainConfig
+from medreason.corpus import Split, read_split
+from medreason.preflight import check_hub_model, check_model_path, settle_hub
+from medreason.progress import say
+from medreason.prompts import marks
+from medreason.run_directory import write_json
 
-IGNORE = -100  # torch's cross entropy leaves these labels out
+if TYPE_CHECKING:  # torch and Lightning, imported once the rows are known to be good
+    from medreason.datamodule import MedicalReasoningData
+    from medreason.documents import Document
 
-
-@dataclass(frozen=True)
-class Document:
-    """One example as tokens: the first `prompt_tokens` of them are read, the rest is learned."""
-
-    tokens: list[int]
-    prompt_tokens: int
-
-    @property
-    def targets(self) -> int:
-        return len(self.tokens) - self.prompt_tokens
-
-
-@dataclass  # not frozen: Lightning writes the moved tensors into a copy
-class PackedBatch:
-    """Rows for one forward pass. Labels are not shifted: the token at i is predicted from those before i."""
-
-    input_ids: Tensor  # (rows, row_tokens) int64
-    labels: Tensor  # (rows, row_tokens) int64, IGNORE where nothing is learned
-    position_ids: Tensor  # (rows, row_tokens) int64, from 0 in each document
-    lengths: tuple[int, ...]  # tokens of each document, row after row, padding included; sums to rows x row_tokens
-    tokens: int  # of documents: padding left out
-    targets: int  # labels that count in this batch
-    step_targets: int  # labels that count in the optimizer step that this batch belongs to
+MATCHES_SHOWN = 10
+ROWS_SHOWN, ROWS_WRITTEN, ROWS_DRAWN = 2, 5, 16
+SHOWN_CHARACTERS = 400  # of each part of a document, in the terminal; rows.html holds them whole
 
 
-def tokenize(examples: Sequence[Example], tokenizer: Any) -> list[Document]:
-    """One document per example, ending with the end-of-sequence token.
+def show(config: TrainConfig) -> None:
+    """Reads, checks, tokenizes and packs as training would, and shows it."""
+    run = Path(HydraConfig.get().runtime.output_dir)
+    check_model_path(config.model)
+    settle_hub(config.model, config.data)
+    check_hub_model(config.model)
+    split = read_split(config.data, say)
 
-    Prompt and completion are tokenized as one text and parted by character offsets, so that no token differs from
-    what a tokenizer makes of the whole. A token that reaches into the completion is a target.
-    """
-    prompts = [prompt_text(tokenizer, example.question) for example in examples]
-    texts = [
-        prompt + completion_text(example) + tokenizer.eos_token
-        for prompt, example in zip(prompts, examples, strict=True)
-    ]
-    # the chat template writes BOS itself; add_special_tokens would write it twice
-    encoded = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True)
-    return [
-        Document(tokens, sum(end <= len(prompt) for _, end in offsets))
-        for tokens, offsets, prompt in zip(encoded["input_ids"], encoded["offset_mapping"], prompts, strict=True)
-    ]
+    say(f"{len(split.corpus):,} examples; loading the tokenizer of {config.model.path}")
+    from medreason.datamodule import MedicalReasoningData
+    from medreason.model import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model)
+    data = MedicalReasoningData(
+        config.data,
+        split,
+        tokenizer,
+        rows_per_batch=config.trainer.rows_per_batch,
+        accumulate=config.trainer.accumulate,
+        say=say,
+    )
+    data.setup()
+    counts = data.report() | {"steps_per_epoch": data.total_steps(1, -1)}
+    write_json(run / "data.json", split.corpus.report | {"left_out": split.left_out, "packing": counts})
+    draw(data, run / "data.png")
+    write_rows(data, config.data.format, run / "rows.html")
+
+    console = Console(highlight=False)
+    print_rows_read(console, split)
+    print_matches(console, split)
+    print_packing(console, counts)
+    print_lengths(console, [len(document) for document in data.loaders["train"].documents])
+    print_rows(console, data, config.data.format, ROWS_SHOWN, SHOWN_CHARACTERS)
+    console.print(f"picture: {run / 'data.png'}; rows in full: {run / 'rows.html'}; everything: {run / 'data.json'}")
 
 
-def fit(documents: Sequence[Document], row_tokens: int, too_long: TooLong) -> list[Document]:
-    """The documents that fit a row, by the policy for those that do not.
+def print_rows_read(console: Console, split: Split) -> None:
+    """Rows of each file, what was wrong with some, what repeats."""
+    report = split.corpus.report
+    table = Table("read from", "rows", title="Rows", title_justify="left")
+    for name, rows in report["rows"].items():
+        table.add_row(escape(name), f"{rows:,}")
+    console.print(table)
+    for reason, found in report["rejects"].items():
+        places = ", ".join(found["places"]) + (", ..." if found["count"] > len(found["places"]) else "")
+        console.print(f"  [red]rejected[/]  {found['count']:,} {escape(reason)}  [dim]{escape(places)}[/]")
+    if not report["rejects"]:
+        console.print("  rejected  none")
+    repeats = report.get("duplicates")
+    if repeats is None:
+        console.print("  duplicates  not looked for (data.deduplicate=off)")
+    else:
+        for kind, what in (("exact", "the same question and answer"), ("near", "nearly the same question")):
+            pairs = "; ".join(" = ".join(pair) for pair in repeats[f"{kind}_places"])
+            console.print(f"  duplicates  {repeats[kind]:,} with {what} as an earlier one  [dim]{escape(pairs)}[/]")
+    for reason, count in split.left_out.items():
+        console.print(f"  [yellow]left out[/]  {count:,} for: {reason}")
 
-    Raises ConfigError under `error` for any too long, and for one that has nothing left to learn.
-    """
-    long = [number for number, document in enumerate(documents, 1) if len(document.tokens) > row_tokens]
-    if long and too_long is TooLong.error:
-        longest = max(len(document.tokens) for document in documents)
-        raise ConfigError(
-            f"{len(long)} of {len(documents)} documents exceed data.row_tokens={row_tokens} "
-            f"(the longest has {longest}); raise it, or set data.too_long=drop or truncate"
+
+def print_matches(console: Console, split: Split) -> None:
+    """Examples that share text with benchmark questions: the telling matches one by one, boilerplate counted."""
+    found = split.corpus.report.get("contamination")
+    if found is None:
+        console.print("  contamination  not looked for; name test sets with data.benchmarks=\\[FILE,...]\n")
+        return
+    benchmarks = ", ".join(f"{name} ({count:,})" for name, count in found["benchmarks"].items())
+    telling = [match for match in found["matches"] if not match["boilerplate"]]
+    stock = [match for match in found["matches"] if match["boilerplate"]]
+    examples = len({match["example"] for match in telling})
+    console.print(f"  contamination  [bold]{examples:,}[/] examples share text with a question of {escape(benchmarks)}")
+    for match in telling[:MATCHES_SHOWN]:
+        console.print(f"    {escape(match['example'])} [dim]and[/] {escape(match['id'])} [dim]by {match['rule']}:[/]")
+        console.print(
+            f"        {textwrap.shorten(match['shared'], 100, placeholder=' ...')}", style="red", markup=False
         )
-    if too_long is TooLong.drop:
-        documents = [document for document in documents if len(document.tokens) <= row_tokens]
-    kept = [Document(document.tokens[:row_tokens], document.prompt_tokens) for document in documents]
-    for number, document in enumerate(kept, 1):
-        if document.targets <= 0:
-            raise ConfigError(
-                f"document {number} has no token to learn: its prompt alone has {document.prompt_tokens} tokens of "
-                f"data.row_tokens={row_tokens}; raise it, or set data.too_long=drop"
-            )
-    if not kept:
-        raise ConfigError(f"no document fits data.row_tokens={row_tokens}; raise it")
-    return kept
-
-
-class PackedLoader:
-    """A sized, resumable iterable of PackedBatch; Lightning saves and restores its position.
-
-    The order of rows is a function of seed and epoch alone, so a resumed run sees what an unbroken one would.
-    `seed=None` keeps the order of packing (validation).
-    """
-
-    def __init__(
-        self,
-        documents: Sequence[Document],
-        row_tokens: int,
-        *,
-        pad_token: int,
-        rows_per_batch: int = 1,
-        accumulate: int = 1,
-        seed: int | None = None,
-    ) -> None:
-        self.documents, self.row_tokens, self.pad_token = documents, row_tokens, pad_token
-        self.rows_per_batch, self.accumulate, self.seed = rows_per_batch, accumulate, seed
-        self.rows = pack([len(document.tokens) for document in documents], row_tokens)
-        self.epoch = self.next_batch = 0
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.rows_per_batch)
-
-    def __iter__(self) -> Iterator[PackedBatch]:
-        if self.next_batch >= len(self):
-            self.epoch, self.next_batch = self.epoch + 1, 0
-        order = self.order(self.epoch)
-        while self.next_batch < len(self):
-            batch = self.batch(order, self.next_batch)
-            self.next_batch += 1  # before the yield: a checkpoint during the step names the batch after it
-            yield batch
-
-    def order(self, epoch: int) -> list[int]:
-        """Rows in the order of an epoch."""
-        if self.seed is None:
-            return list(range(len(self.rows)))
-        shuffle = torch.Generator().manual_seed(self.seed + epoch)
-        return torch.randperm(len(self.rows), generator=shuffle).tolist()
-
-    def batch(self, order: Sequence[int], index: int) -> PackedBatch:
-        """The index-th batch of an epoch in which rows come in `order`."""
-        size, step = self.rows_per_batch, self.rows_per_batch * self.accumulate
-        first = index * size
-        rows = [self.rows[row] for row in order[first : first + size]]
-        in_step = first - first % step
-        step_rows = [self.rows[row] for row in order[in_step : in_step + step]]
-        tokens, labels, positions, lengths = zip(*(self.row(members) for members in rows), strict=True)
-        return PackedBatch(
-            input_ids=torch.tensor(tokens),
-            labels=torch.tensor(labels),
-            position_ids=torch.tensor(positions),
-            lengths=tuple(length for row in lengths for length in row),
-            tokens=sum(len(self.documents[member].tokens) for row in rows for member in row),
-            targets=self.count_targets(rows),
-            step_targets=self.count_targets(step_rows),
+    if len(telling) > MATCHES_SHOWN:
+        console.print(f"  and {len(telling) - MATCHES_SHOWN:,} more in data.json")
+    if stock:
+        phrase, times = Counter(match["shared"] for match in stock).most_common(1)[0]
+        console.print(
+            f"  [dim]{len({match['example'] for match in stock}):,} examples share boilerplate that four or more "
+            f"benchmark questions hold, such as {escape(repr(phrase))} ({times} times)[/]"
         )
-
-    def row(self, members: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
-        """Tokens, labels, positions (each row_tokens long) and document lengths of one row."""
-        tokens: list[int] = []
-        labels: list[int] = []
-        positions: list[int] = []
-        lengths: list[int] = []
-        for document in (self.documents[member] for member in members):
-            tokens += document.tokens
-            labels += [IGNORE] * document.prompt_tokens + document.tokens[document.prompt_tokens :]
-            positions += range(len(document.tokens))
-            lengths.append(len(document.tokens))
-        padding = self.row_tokens - len(tokens)
-        if padding:
-            tokens += [self.pad_token] * padding
-            labels += [IGNORE] * padding
-            positions += range(padding)
-            lengths.append(padding)
-        return tokens, labels, positions, lengths
-
-    def count_targets(self, rows: Sequence[Sequence[int]]) -> int:
-        return sum(self.documents[member].targets for row in rows for member in row)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "next_batch": self.next_batch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.next_batch = state["epoch"], state["next_batch"]
+    console.print()
 
 
-class MedicalReasoningData(L.LightningDataModule):
-    """Tokenizes and packs a split of examples, once. `setup` raises ConfigError for rows that cannot be trained on."""
+def print_packing(console: Console, counts: dict[str, int | float]) -> None:
+    """What a training run will be made of."""
+    table = Table(show_header=False, title="Training", title_justify="left")
+    learned = counts["train_targets"] / counts["train_tokens"]
+    table.add_row("documents", f"{counts['train_documents']:,} to learn, {counts['validation_documents']:,} held out")
+    table.add_row("dropped, truncated", f"{counts['dropped_documents']:,}, {counts['truncated_documents']:,}")
+    table.add_row("tokens", f"{counts['train_tokens']:,}, of which {learned:.1%} are learned (completions)")
+    table.add_row("rows", f"{counts['train_rows']:,} of {counts['row_tokens']:,} tokens, {counts['fill']:.2%} full")
+    table.add_row("steps per epoch", f"{counts['steps_per_epoch']:,}")
+    console.print(table)
 
-    def __init__(
-        self,
-        split: Split,
-        tokenizer: Any,
-        *,
-        row_tokens: int,
-        too_long: TooLong = TooLong.error,
-        rows_per_batch: int = 1,
-        accumulate: int = 1,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        self.split, self.tokenizer = split, tokenizer
-        self.row_tokens, self.too_long = row_tokens, too_long
-        self.rows_per_batch, self.accumulate, self.seed = rows_per_batch, accumulate, seed
-        self.loaders: dict[str, PackedLoader] = {}
-        self.documents_read = 0
 
-    def setup(self, stage: str | None = None) -> None:
-        if self.loaders:
-            return
-        for name, examples, accumulate, seed in (
-            ("train", self.split.train, self.accumulate, self.seed),
-            ("validation", self.split.validation, 1, None),
-        ):
-            documents = tokenize(examples, self.tokenizer)
-            self.documents_read += len(documents)
-            self.loaders[name] = PackedLoader(
-                fit(documents, self.row_tokens, self.too_long),
-                self.row_tokens,
-                pad_token=self.tokenizer.pad_token_id,
-                rows_per_batch=self.rows_per_batch,
-                accumulate=accumulate,
-                seed=seed,
-            )
+def print_lengths(console: Console, lengths: Sequence[int], bins: int = 16, width: int = 50) -> None:
+    """A histogram of document lengths, and where their percentiles lie."""
+    counts, edges = np.histogram(lengths, bins=bins)
+    console.print("\n[italic]Tokens of a document[/]")
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        bar = "█" * round(width * count / counts.max()) or ("▏" if count else "")
+        console.print(f"  {low:6,.0f} - {high:6,.0f}  [cyan]{bar}[/] {count:,}")
+    shares = np.percentile(lengths, [5, 50, 95])
+    console.print(
+        f"  mean {np.mean(lengths):,.0f}; 5% below {shares[0]:,.0f}, half below {shares[1]:,.0f}, "
+        f"95% below {shares[2]:,.0f}; longest {max(lengths):,}\n"
+    )
 
-    def train_dataloader(self) -> PackedLoader:
-        return self.loaders["train"]
 
-    def val_dataloader(self) -> PackedLoader:
-        return self.loaders["validation"]
+def print_rows(
+    console: Console, data: "MedicalReasoningData", style: Format, rows: int, characters: int | None
+) -> None:
+    """The first rows of the first epoch, decoded from their tokens: prompt dimmed (no loss), reasoning, answer."""
+    loader = data.loaders["train"]
+    console.print(
+        "[dim]prompt: read, not learned[/]   [cyan]reasoning: learned[/]   [green]answer: learned[/]   "
+        "[magenta]control tokens[/]"
+    )
+    for number, row in enumerate(loader.order(0)[:rows], 1):
+        members = [loader.documents[member] for member in loader.rows[row]]
+        total = sum(map(len, members))
+        padding = (loader.row_tokens or total) - total
+        console.rule(f"[bold]row {number}[/]: {len(members)} documents, {total:,} tokens, {padding:,} padding")
+        for document in members:
+            tokens = f"{len(document):,} tokens, {document.targets:,} learned"
+            console.print(f"[yellow]┌── {tokens} ──[/]", soft_wrap=True)
+            console.print(document_text(document, data.tokenizer, style, characters), soft_wrap=True)
+    console.rule()
 
-    def total_steps(self, max_epochs: int, max_steps: int) -> int:
-        """Optimizer steps of a run that ends with its epochs or after `max_steps` (-1: no limit)."""
-        by_epochs = max_epochs * -(-len(self.loaders["train"]) // self.accumulate)
-        return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
 
-    def report(self) -> dict[str, int | float]:
-        """What training will see, in documents, rows, tokens."""
-        train, validation = self.loaders["train"], self.loaders["validation"]
-        lengths = [len(document.tokens) for document in train.documents]
-        kept = len(train.documents) + len(validation.documents)
-        return {
-            "train_documents": len(train.documents),
-            "validation_documents": len(validation.documents),
-            "dropped_documents": self.documents_read - kept,
-            "truncated_documents": self.truncated(),
-            "train_rows": len(train.rows),
-            "train_tokens": sum(lengths),
-            "train_targets": train.count_targets(train.rows),
-            "longest_document": max(lengths),
-            "row_tokens": self.row_tokens,
-            "fill": round(fill(lengths, train.rows, self.row_tokens), 4),
-        }
+def document_text(document: "Document", tokenizer: Any, style: Format, characters: int | None) -> Text:
+    """A document in colours, each of its parts cut in the middle to `characters`."""
+    prompt, completion = (
+        tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for part in (document.tokens[: document.prompt_tokens], document.tokens[document.prompt_tokens :])
+    )
+    closing = marks(style)[1]
+    reasoning, closed, answer = completion.rpartition(closing)
+    text = Text()
+    text.append(shorten(prompt, characters), "dim")
+    text.append(shorten(reasoning + closed, characters), "cyan")
+    text.append(shorten(answer, characters), "green")
+    text.highlight_words([token for token in tokenizer.all_special_tokens if token in prompt + completion], "magenta")
+    return text
 
-    def truncated(self) -> int:
-        """Documents that lost their end to the row length."""
-        documents = [document for loader in self.loaders.values() for document in loader.documents]
-        return sum(document.tokens[-1] != self.tokenizer.eos_token_id for document in documents)
+
+def shorten(text: str, characters: int | None) -> str:
+    if characters is None or len(text) <= characters:
+        return text
+    half = characters // 2
+    return f"{text[:half]} [... {len(text) - 2 * half:,} characters ...] {text[-half:]}"
+
+
+def write_rows(data: "MedicalReasoningData", style: Format, path: Path) -> None:
+    """The first rows, whole, as a page."""
+    import io
+
+    console = Console(record=True, file=io.StringIO(), width=120, highlight=False)
+    print_rows(console, data, style, ROWS_WRITTEN, None)
+    console.save_html(str(path))
+
+
+def draw(data: "MedicalReasoningData", path: Path) -> None:
+    """A picture: how long documents are, and how the first rows are packed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    loader = data.loaders["train"]
+    lengths = np.array([len(document) for document in loader.documents])
+    prompts = np.array([document.prompt_tokens for document in loader.documents])
+    figure, (histogram, packed) = plt.subplots(2, 1, figsize=(9, 7), height_ratios=(2, 3), layout="constrained")
+    edges = np.linspace(0, lengths.max(), 60)
+    histogram.hist(lengths, bins=edges, color="#4c78a8", label="document")
+    histogram.hist(prompts, bins=edges, color="#b0b7c3", alpha=0.8, label="its prompt, not learned")
+    for share in (5, 50, 95):
+        at = np.percentile(lengths, share)
+        histogram.axvline(at, color="#c0392b", linewidth=1)
+        histogram.text(at, histogram.get_ylim()[1] * 0.97, f" {share}%: {at:,.0f}", va="top", fontsize=8)
+    histogram.set(title=f"{len(lengths):,} documents, {lengths.sum():,} tokens", xlabel="tokens", ylabel="documents")
+    histogram.legend(frameon=False, loc="center right")
+
+    order = loader.order(0)[:ROWS_DRAWN]
+    for place, row in enumerate(order):
+        start = 0
+        for number, member in enumerate(loader.rows[row]):
+            document = loader.documents[member]
+            shade = ("#4c78a8", "#72a0cf")[number % 2]
+            packed.barh(place, document.prompt_tokens, left=start, color="#b0b7c3", height=0.8)
+            packed.barh(place, document.targets, left=start + document.prompt_tokens, color=shade, height=0.8)
+            start += len(document)
+        if loader.row_tokens:
+            packed.barh(place, loader.row_tokens - start, left=start, color="#f2d7d5", height=0.8)
+    packed.invert_yaxis()
+    packed.set(
+        title=f"the first {len(order)} of {len(loader.rows):,} rows: prompts grey, learned tokens blue, padding red",
+        xlabel="tokens",
+        ylabel="row",
+    )
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    command(show, "data")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,15 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from medreason.cache import cache_folder
 from medreason.config import ConfigError
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache() -> Path:
-    """Where written models stand: MEDREASON_CACHE, or the user's cache folder."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("MEDREASON_CACHE") or Path(home) / "medreason")
 
 
 def find(name: str) -> None:
@@ -36,7 +31,7 @@ def find(name: str) -> None:
 def materialize(name: str) -> Path:
     """The folder of the embedded model, written on first use. Where Unsloth is used, import it first."""
     find(name)
-    folder = cache() / name
+    folder = cache_folder() / name
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +69,7 @@ def write_smollm2(folder: Path) -> None:
 def write_tiny(folder: Path) -> None:
     """Two narrow Mistral layers with random weights, over bytes and the special tokens of the [INST] form."""
     import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
     special = ["<unk>", "<s>", "</s>", "<pad>", "[INST]", "[/INST]"]
@@ -84,6 +79,7 @@ def write_tiny(folder: Path) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     names = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
     generator_state = torch.get_rng_state()

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from medreason.config import OptimConfig
-from medreason.data import PackedBatch
+from medreason.datamodule import PackedBatch
 from medreason.model import summed_loss
 from medreason.optimizer import build_optimizer, build_schedule
 
@@ -41,12 +41,13 @@ class Finetuner(L.LightningModule):
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         share = summed_loss(self.model, batch) / batch.step_targets
         self.step_loss = share.detach() + (0 if self.step_loss is None else self.step_loss)
-        # Lightning divides by the number of accumulated batches; the step's own token count has already done so
-        return share * self.trainer.accumulate_grad_batches
+        # Lightning divides by the number of accumulated batches, and the processes' gradients are averaged; the count
+        # of the step's targets, which are those of all batches and processes, has already done both
+        return share * self.trainer.accumulate_grad_batches * self.trainer.world_size
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self.step_loss is not None
-        self.log("train/loss", self.step_loss, prog_bar=True)
+        self.log("train/loss", self.trainer.strategy.reduce(self.step_loss, reduce_op="sum"), prog_bar=True)
         self.log("train/lr", optimizer.param_groups[0]["lr"])
         self.step_loss = None
 
@@ -63,7 +64,9 @@ class Finetuner(L.LightningModule):
         self.validation_targets += batch.targets
 
     def on_validation_epoch_end(self) -> None:
-        self.log("val/loss", self.validation_loss / self.validation_targets, prog_bar=True)
+        sums = torch.tensor([self.validation_loss, self.validation_targets], device=self.device, dtype=torch.float64)
+        loss, targets = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        self.log("val/loss", (loss / targets).float(), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.named_parameters(), self.optim)

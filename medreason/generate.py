@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from medreason.config import Format
 from medreason.prompts import prompt_text
 
 
@@ -12,6 +13,7 @@ def generate_answers(
     model: Any,
     tokenizer: Any,
     questions: Sequence[str],
+    style: Format,
     *,
     max_new_tokens: int,
     batch_size: int,
@@ -21,7 +23,7 @@ def generate_answers(
 
     The model is left in training mode, as it was found. Questions of like length share a batch, so little is padded.
     """
-    prompts = [prompt_text(tokenizer, question) for question in questions]
+    prompts = [prompt_text(tokenizer, question, style) for question in questions]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     answers = [""] * len(prompts)
     model.for_inference()

@@ -13,8 +13,8 @@ from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Re
 from medreason.preflight import EMBEDDED
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE
 
-if TYPE_CHECKING:  # data imports Lightning, and with it transformers: that must come after Unsloth
-    from medreason.data import PackedBatch
+if TYPE_CHECKING:  # datamodule imports Lightning, and with it transformers: that must come after Unsloth
+    from medreason.datamodule import PackedBatch
 
 
 def import_unsloth() -> Any:
@@ -124,7 +124,7 @@ def summed_loss(model: Any, batch: "PackedBatch") -> Tensor:
     with chunked_cross_entropy(model):
         # use_cache=False always: with a cache, transformers no longer reads document borders from the positions
         loss: Tensor = model(input_ids=tokens, labels=labels, position_ids=positions, use_cache=False, **extra).loss
-    return loss.float() * batch.targets  # the model returns the mean
+    return loss.float() * batch.targets  # the model returns the mean; a row that counts for nothing has 0 targets
 
 
 @contextmanager

@@ -7,13 +7,36 @@
 
                 Aplastic anaemia is the most likely cause.</s>            ... to the end-of-sequence token
 
-Training, sampling and evaluation all build their prompts here, so a model is asked as it was taught.
+Drawn in the format `think`; FORMATS holds the others. Training, sampling and evaluation all build their prompts here,
+so a model is asked as it was taught.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-OPEN, CLOSE = "<think>", "</think>"
+from medreason.config import Format
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a format writes around the parts of an example."""
+
+    opening: str  # before the reasoning
+    closing: str  # between reasoning and answer
+    prompt: str | None = None  # the text before the completion; None: the tokenizer's chat template
+
+
+FORMATS = {
+    Format.think: Marks("<think>\n", "\n</think>\n\n"),
+    # as the authors of medical-o1 trained HuatuoGPT-o1
+    Format.huatuo: Marks("## Thinking\n\n", "\n\n## Final Response\n\n"),
+    # the shape of the notebook this project grew from: plain headings, no turns
+    Format.seed: Marks(
+        "### Complex_CoT:\n",
+        "\n\n### Response:\n",
+        "Below is a medical question. Reason about it step by step, then answer it.\n\n### Question:\n{question}\n\n",
+    ),
+}
 
 # Mistral's own instruct form, for its tokenizer files that carry no chat template (the raw tokenizer.model).
 MISTRAL_CHAT_TEMPLATE = (
@@ -40,29 +63,42 @@ class Answer:
     answer: str
 
 
-def prompt_text(tokenizer: Any, question: str) -> str:
-    """The text before the model's turn, special tokens of the chat template included."""
-    turns = [{"role": "user", "content": question}]
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return text
+def prompt_text(tokenizer: Any, question: str, style: Format) -> str:
+    """The text before the model's turn, special tokens included: tokenize it without adding any."""
+    template = FORMATS[style].prompt
+    if template is None:
+        turns = [{"role": "user", "content": question}]
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        return text
+    begins = tokenizer.backend_tokenizer.encode("").ids[:1] == [
+        tokenizer.bos_token_id
+    ]  # not every tokenizer writes BOS
+    return (tokenizer.bos_token if begins else "") + template.replace("{question}", question)
 
 
-def completion_text(example: Example) -> str:
-    """What the model should write, without the end-of-sequence token. No reasoning, no think block."""
+def completion_text(example: Example, style: Format) -> str:
+    """What the model should write, without the end-of-sequence token. No reasoning, no block for it."""
     if not example.reasoning:
         return example.answer
-    return f"{OPEN}\n{example.reasoning}\n{CLOSE}\n\n{example.answer}"
+    form = FORMATS[style]
+    return f"{form.opening}{example.reasoning}{form.closing}{example.answer}"
 
 
-def parse_answer(text: str) -> Answer:
+def parse_answer(text: str, style: Format) -> Answer:
     """Takes reasoning and answer apart again.
 
     A block that is opened and never closed (cut by the length limit) is all reasoning and no answer;
-    a closing tag without an opening one (the template wrote it into the prompt) ends the reasoning.
+    a closing mark without an opening one (the template wrote it into the prompt) ends the reasoning.
     """
-    before, opened, after = text.partition(OPEN)
+    opening, closing = marks(style)
+    before, opened, after = text.partition(opening)
     body = after if opened else before
-    reasoning, closed, answer = body.rpartition(CLOSE)
+    reasoning, closed, answer = body.rpartition(closing)
     if closed:
         return Answer(reasoning.strip(), answer.strip())
     return Answer(body.strip(), "") if opened else Answer("", body.strip())
+
+
+def marks(style: Format) -> tuple[str, str]:
+    """The opening and the closing mark, without the space around them that a model may leave out."""
+    return FORMATS[style].opening.strip(), FORMATS[style].closing.strip()

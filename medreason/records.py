@@ -1,160 +1,177 @@
-"""Rows of a file or of a hub data set, or rule-made cases -> checked examples, split for training and validation."""
+"""Rows of a table -> examples, each row checked: what cannot be learned from is counted by reason, never guessed at.
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+A table's layout is recognised by its columns:
+
+    Question, Complex_CoT, Response       the medical-o1 data set
+    instruction, input, output            the output may carry its reasoning between the format's marks or think tags
+    messages                              a chat of one question and one answer, system turn first if there is one
+    data.columns.question=... and so on   whatever you name
+"""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from medreason.clinical_cases import KINDS, generate_cases
-from medreason.config import ConfigError, DataConfig, Source
-from medreason.prompts import Example, parse_answer
+from medreason.config import Columns, ConfigError, Format, OnBadRow
+from medreason.prompts import Example, marks, parse_answer
+from medreason.sources import Row
 
-READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 REASONING_COLUMNS = ("Question", "Complex_CoT", "Response")
-INSTRUCTION_COLUMNS = ("instruction", "input", "output")
+# C0 and C1 control characters but tab, line feed and carriage return; the mark of an undecodable byte
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+Reader = Callable[[Mapping[str, Any]], Example]
+SHOWN = 5  # row numbers named for each reason
 
 
-@dataclass(frozen=True)
-class Split:
-    """Examples to learn from and examples held out, with what names them."""
-
-    train: list[Example]
-    validation: list[Example]
-    source: str
-    fingerprint: str  # SHA-256 of both lists' content
+class BadRow(ValueError):
+    """A row that cannot be learned from; the message is the reason by which it is counted."""
 
 
-def read_split(config: DataConfig) -> Split:
-    """The examples that `config` names, split. Raises ConfigError for what cannot be read or learned from."""
-    if config.source is Source.clinical_cases:
-        unknown = sorted(set(config.case_kinds or []) - set(KINDS))
-        if unknown:
-            raise ConfigError(f"data.case_kinds: no kind {unknown[0]!r}; known: {', '.join(KINDS)}")
-        try:
-            examples = generate_cases(config.cases, config.seed, config.case_kinds)
-        except ValueError as error:  # more than there are, or no kind named
-            raise ConfigError(f"data.cases={config.cases}: {error}") from error
-        source = f"clinical_cases({config.cases}, seed {config.seed})"
-    else:
-        assert config.path is not None  # DataConfig checks it
-        examples = read_file(Path(config.path)) if is_local(config.path) else read_hub(config)
-        source = config.path
-    train, held_out = split(examples, config.validation_share, config.seed)
-    validation = held_out[: config.max_validation_rows]
-    for name, part in (("train", train), ("validation", validation)):
-        if not part:
-            raise ConfigError(
-                f"data.path={source}: no row of {len(examples)} falls into the {name} split; "
-                f"add rows or change data.validation_share ({config.validation_share})"
-            )
-    return Split(train, validation, source, fingerprint([*train, *validation]))
+@dataclass
+class Rejects:
+    """Rows that failed a check: how many for each reason, and the first ones' places."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        self.counts[reason] += 1
+        if self.counts[reason] <= SHOWN:
+            self.places.setdefault(reason, []).append(place)
+
+    def summary(self) -> str:
+        """One line, the most frequent reason first."""
+        parts = [f"{count} {reason} ({', '.join(self.places[reason])}{', ...' if count > SHOWN else ''})"
+                 for reason, count in self.counts.most_common()]  # fmt: skip
+        return "; ".join(parts)
 
 
-def is_local(path: str) -> bool:
-    """Whether a data path means a file here rather than a data set of the hub (OWNER/NAME)."""
-    return Path(path).exists() or Path(path).suffix.lower() in READERS or path.count("/") != 1
+def read_examples(
+    rows: Sequence[Row], columns: Columns, style: Format, max_chars: int, source: str, rejects: Rejects
+) -> list[tuple[int, Example]]:
+    """The examples of a table with their row numbers; what fails a check goes to `rejects`.
 
-
-def read_file(path: Path) -> list[Example]:
-    """Examples of a JSON, JSONL, Parquet or CSV file. Raises ConfigError naming the file and the row."""
-    if not path.is_file():
-        raise ConfigError(f"data.path={path}: no such file; name a JSON, JSONL, Parquet or CSV file")
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError(
-            f"data.path={path}: cannot read {path.suffix or 'a file without suffix'}; known: {', '.join(READERS)}"
-        )
-    if path.stat().st_size == 0:
-        raise ConfigError(f"data.path={path}: the file is empty")
-    from datasets import Dataset, disable_progress_bars
-
-    disable_progress_bars()
-    read = {"json": Dataset.from_json, "parquet": Dataset.from_parquet, "csv": Dataset.from_csv}[reader]
-    try:
-        table = read(str(path))
-    except Exception as error:  # the readers raise what their parsers raise
-        cause = error.__cause__ or error
-        raise ConfigError(f"data.path={path}: not a readable {reader} file ({str(cause).splitlines()[0]})") from error
-    return to_examples(table, table.column_names, str(path))
-
-
-def read_hub(config: DataConfig) -> list[Example]:
-    """Examples of a hub data set's train split, from the local cache if the hub is out of reach."""
-    from datasets import disable_progress_bars, load_dataset
-
-    disable_progress_bars()
-    try:
-        table = load_dataset(config.path, config.name, revision=config.revision, split="train")
-    except Exception as error:
-        raise ConfigError(
-            f"data.path={config.path}: neither a file here nor to be had from the hub "
-            f"({type(error).__name__}); name a file with data.path=FILE"
-        ) from error
-    return to_examples(table, table.column_names, str(config.path))
-
-
-def to_examples(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], source: str) -> list[Example]:
-    """Checked examples of a table, its columns recognised by name.
-
-    Question/Complex_CoT/Response, or instruction/input/output (the output may carry its reasoning in think tags).
-    Raises ConfigError for unknown columns, and for a row without question or answer, naming it (from 1).
+    Raises ConfigError for columns that are not recognised.
     """
-    if set(REASONING_COLUMNS) <= set(columns):
-        examples = [Example(*(text(row, column) for column in REASONING_COLUMNS)) for row in rows]
-    elif {"instruction", "output"} <= set(columns):
-        examples = [from_instruction(row) for row in rows]
-    else:
-        raise ConfigError(
-            f"data.path={source}: columns {', '.join(columns)}; needed: {', '.join(REASONING_COLUMNS)} "
-            f"or {', '.join(INSTRUCTION_COLUMNS)}"
-        )
-    if not examples:
-        raise ConfigError(f"data.path={source}: no rows")
-    for number, example in enumerate(examples, 1):
-        for name, value in (("question", example.question), ("answer", example.answer)):
-            if not value:
-                raise ConfigError(f"data.path={source}: row {number} has no {name}; mend or remove the row")
+    names = list(dict.fromkeys(name for _, cells in rows if isinstance(cells, dict) for name in cells))
+    read = layout(names, columns, style, source)
+    examples = []
+    for number, cells in rows:
+        try:
+            if isinstance(cells, str):
+                raise BadRow(cells)
+            example = read(cells)
+            check_example(example, style, max_chars)
+            examples.append((number, example))
+        except BadRow as reason:
+            rejects.add(str(reason), f"{source}:{number}")
     return examples
 
 
-def from_instruction(row: Mapping[str, Any]) -> Example:
-    """An instruction/input/output row: what is asked is instruction and input, what is written is the output."""
-    question = "\n\n".join(filter(None, (text(row, "instruction"), text(row, "input"))))
-    written = parse_answer(text(row, "output"))
-    return Example(question, written.reasoning, written.answer)
-
-
-def text(row: Mapping[str, Any], column: str) -> str:
-    """A cell as text without surrounding space; nothing for a missing one."""
-    value = row.get(column)
-    return "" if value is None else str(value).strip()
-
-
-def split(examples: Sequence[Example], validation_share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Training and held-out examples; an example's side depends on its question and the seed alone.
-
-    So neither order nor added rows move an example across, and the same question never stands on both sides.
-    The held-out side comes in the order of its hashes: any prefix of it is a fair sample.
-    """
-
-    def position(example: Example) -> float:
-        digest = hashlib.sha256(f"{seed}\n{example.question}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") / 2**64
-
-    places = [position(example) for example in examples]
-    train = [example for example, place in zip(examples, places, strict=True) if place >= validation_share]
-    held_out = sorted(
-        ((place, number) for number, place in enumerate(places) if place < validation_share),
+def layout(names: Sequence[str], columns: Columns, style: Format, source: str) -> Reader:
+    """How a table with these columns is read. Raises ConfigError for one that is not recognised."""
+    for key in ("question", "reasoning", "answer"):
+        wanted = getattr(columns, key)
+        if wanted is not None and wanted not in names:
+            near = difflib.get_close_matches(wanted, names, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"columns: {', '.join(names)}"
+            raise ConfigError(f"data.columns.{key}={wanted}: {source} has no such column ({hint})")
+    question, reasoning, answer = (
+        getattr(columns, key) or default
+        for key, default in zip(("question", "reasoning", "answer"), REASONING_COLUMNS, strict=True)
     )
-    return train, [examples[number] for _, number in held_out]
+    if question in names and answer in names:
+        if reasoning in names:
+            return lambda cells: Example(*(cell(cells, name) for name in (question, reasoning, answer)))
+        if columns.question or columns.answer:  # named by the user: a table without reasoning is meant
+            return lambda cells: with_reasoning(cell(cells, question), cell(cells, answer), style)
+    if {"instruction", "output"} <= set(names):
+        return lambda cells: from_instruction(cells, style)
+    if "messages" in names:
+        return lambda cells: from_messages(cells, style)
+    raise ConfigError(
+        f"data.path={source}: columns {', '.join(names) or '(none)'}; needed: {', '.join(REASONING_COLUMNS)}, or "
+        "instruction, input, output, or messages, or name yours with data.columns.question=NAME and so on"
+    )
 
 
-def fingerprint(examples: Iterable[Example]) -> str:
-    """SHA-256 over the texts, in order."""
-    digest = hashlib.sha256()
-    for example in examples:
-        for part in (example.question, example.reasoning, example.answer):
-            encoded = part.encode()
-            digest.update(len(encoded).to_bytes(8, "big") + encoded)
-    return digest.hexdigest()
+def cell(cells: Mapping[str, Any], name: str) -> str:
+    """A text without surrounding space. Raises BadRow for anything else."""
+    value = cells.get(name)
+    if value is None:
+        raise BadRow(f"no {name}")
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {type(value).__name__}, not text")
+    value = value.strip()
+    if not value:
+        raise BadRow(f"empty {name}")
+    return value
+
+
+def from_instruction(cells: Mapping[str, Any], style: Format) -> Example:
+    """What is asked is instruction and, where there is one, input; what is written is the output."""
+    asked = cell(cells, "instruction")
+    if cells.get("input") not in (None, ""):
+        asked += "\n\n" + cell(cells, "input")
+    return with_reasoning(asked, cell(cells, "output"), style)
+
+
+def from_messages(cells: Mapping[str, Any], style: Format) -> Example:
+    """A chat: a system turn stands before the question. Raises BadRow for more than one question and answer."""
+    turns = cells.get("messages")
+    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise BadRow("messages is not a list of turns")
+    roles = [turn.get("role") for turn in turns]
+    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
+        raise BadRow("messages are not one question and one answer")
+    *asked, written = [cell(turn, "content") for turn in turns]
+    return with_reasoning("\n\n".join(asked), written, style)
+
+
+def with_reasoning(question: str, written: str, style: Format) -> Example:
+    """Finds the reasoning in a written answer, between the format's marks or in think tags."""
+    for form in dict.fromkeys((style, Format.think)):
+        parsed = parse_answer(written, form)
+        if parsed.reasoning:
+            return Example(question, parsed.reasoning, parsed.answer)
+    return Example(question, "", written)
+
+
+def check_example(example: Example, style: Format, max_chars: int) -> None:
+    """Raises BadRow for text that is broken, absurdly long, or would be taken for the format's own marks."""
+    if not example.answer:
+        raise BadRow("reasoning without an answer")
+    for name in ("question", "reasoning", "answer"):
+        text = getattr(example, name)
+        if len(text) > max_chars:
+            raise BadRow(f"{name} of more than {max_chars} characters")
+        if not text.isascii() and ("\ufffd" in text or not encodable(text)):
+            raise BadRow(f"{name} is not valid UTF-8")
+        if CONTROL.search(text):
+            raise BadRow(f"control character in {name}")
+    for mark in marks(style):
+        if any(mark in text for text in (example.question, example.reasoning, example.answer)):
+            raise BadRow(f"holds {mark}, a mark of data.format={style.value}")
+
+
+def encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate: a byte that was not UTF-8, or half of a \u pair in JSON
+        return False
+    return True
+
+
+def settle_rejects(rejects: Rejects, rows: int, source: str, on_bad_row: OnBadRow, max_bad_share: float) -> None:
+    """Raises ConfigError where rows failed and the policy does not let them be skipped."""
+    bad = rejects.counts.total()
+    if not bad:
+        return
+    said = f"data.path={source}: {bad} of {rows} rows cannot be learned from: {rejects.summary()}; "
+    if on_bad_row is OnBadRow.error:
+        raise ConfigError(said + "mend them or set data.on_bad_row=skip")
+    if bad > max_bad_share * rows:
+        raise ConfigError(said + f"more than data.max_bad_share={max_bad_share:g}; mend them or raise it")

@@ -1,6 +1,7 @@
 """A run directory: everything that names a run and what came out of it.
 
 config.yaml     the composed configuration, resolved          checkpoints/  last.ckpt, best.ckpt
+data.json       rejects, duplicates, contamination by row
 run.json        command, commit, versions, data, results      adapter/      LoRA in PEFT's format, tokenizer
 metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
 samples.json    held-out questions answered before and after  .hydra/       Hydra's own record

@@ -3,11 +3,9 @@
 What is cheap and can fail comes first: configuration, hardware, rows. Then Unsloth's import, tokens, the model.
 """
 
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +13,11 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from medreason.config import ConfigError, LoggerKind, Source, TrainConfig, command
+from medreason.command import command
+from medreason.config import ConfigError, Format, LoggerKind, Source, TrainConfig
+from medreason.corpus import read_split
 from medreason.preflight import check_run
-from medreason.records import read_split
+from medreason.progress import describe_data, quieten, say
 from medreason.run_directory import provenance, resolve_checkpoint, write_json
 
 
@@ -25,37 +25,37 @@ def train(config: TrainConfig) -> None:
     run = Path(HydraConfig.get().runtime.output_dir)
     check_run(config)
     resumed = resolve_checkpoint(config.ckpt, run)
-    say("reading rows")
-    split = read_split(config.data)
+    split = read_split(config.data, say)
+    say(f"{len(split.corpus):,} examples of {split.corpus.source}")
 
     say("importing Unsloth (10 to 30 seconds)")
     from medreason.model import import_unsloth, load_model, load_tokenizer
 
     import_unsloth()
-    from medreason.data import MedicalReasoningData
+    from medreason.datamodule import MedicalReasoningData
 
     tokenizer = load_tokenizer(config.model)
     data = MedicalReasoningData(
+        config.data,
         split,
         tokenizer,
-        row_tokens=config.data.row_tokens,
-        too_long=config.data.too_long,
         rows_per_batch=config.trainer.rows_per_batch,
         accumulate=config.trainer.accumulate,
-        seed=config.data.seed,
+        say=say,
     )
     data.setup()
     counts = data.report()
-    say(describe_data(split.source, counts))
+    say(describe_data(split.corpus.source, counts))
 
     record: dict[str, Any] = {
         "status": "running",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **provenance(),
         "resumed_from": str(resumed) if resumed else None,
-        "data": {"source": split.source, "sha256": split.fingerprint, **counts},
+        "data": {"source": split.corpus.source, "sha256": split.fingerprint, **counts, "left_out": split.left_out},
     }
     save_config(run)
+    write_json(run / "data.json", split.corpus.report)
     write_json(run / "run.json", record)
     import lightning as L
 
@@ -77,7 +77,7 @@ def train(config: TrainConfig) -> None:
     finally:
         write_json(run / "run.json", record)
         finish_wandb(failed=record["status"] != "finished")
-    summarize(run, record["results"])
+    summarize(run, record["results"], config.data.format)
 
 
 def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokenizer: Any, data: Any) -> dict[str, Any]:
@@ -86,6 +86,7 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
     import torch
 
     from medreason.callbacks import Throughput, checkpoints
+    from medreason.datamodule import ResumeMismatch
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
 
@@ -122,7 +123,7 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
 
     results: dict[str, Any] = {}
     asked = data.split.validation[: config.trainer.answer_questions]
-    samples: list[dict[str, str]] = [asdict(example) for example in asked]
+    samples: list[dict[str, str]] = [asdict(example) for example in data.split.examples(asked)]
     if resumed is None:
         before = trainer.validate(finetuner, data, verbose=False)[0]
         results["val_loss_before"] = before["val/loss"]
@@ -131,6 +132,8 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         trainer.fit(finetuner, data, ckpt_path=resumed, weights_only=True)
     except AdapterMismatch as error:
         raise ConfigError(f"ckpt={config.ckpt}: {error}") from error
+    except ResumeMismatch as error:
+        raise ConfigError(f"ckpt={config.ckpt}: {error}; resume with the settings it was trained with") from error
     results["steps"] = trainer.global_step
     model.save_pretrained(run / "adapter")
     tokenizer.save_pretrained(run / "adapter")
@@ -139,7 +142,7 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         results["val_loss_after"] = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
     ask(config, model, tokenizer, samples, "after")
     if config.data.source is Source.clinical_cases and samples:
-        results |= accuracies(samples)
+        results |= accuracies(samples, config.data.format)
     write_json(run / "samples.json", samples)
     if torch.cuda.is_available():
         results["peak_memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
@@ -155,6 +158,7 @@ def ask(config: TrainConfig, model: Any, tokenizer: Any, samples: list[dict[str,
         model,
         tokenizer,
         [sample["question"] for sample in samples],
+        config.data.format,
         max_new_tokens=config.trainer.max_answer_tokens,
         batch_size=config.trainer.answer_batch,
         progress=lambda done, total: say(f"answering held-out questions, {when} training: {done} of {total}"),
@@ -163,13 +167,13 @@ def ask(config: TrainConfig, model: Any, tokenizer: Any, samples: list[dict[str,
         sample[when] = text
 
 
-def accuracies(samples: Sequence[dict[str, str]]) -> dict[str, float]:
+def accuracies(samples: Sequence[dict[str, str]], style: Format) -> dict[str, float]:
     """Share of samples whose parsed answer matches the expected one exactly, before and after."""
     from medreason.clinical_cases import answers_match
     from medreason.prompts import parse_answer
 
     return {
-        f"accuracy_{when}": sum(answers_match(parse_answer(s[when]).answer, s["answer"]) for s in samples)
+        f"accuracy_{when}": sum(answers_match(parse_answer(s[when], style).answer, s["answer"]) for s in samples)
         / len(samples)
         for when in ("before", "after")
         if when in samples[0]
@@ -219,32 +223,7 @@ def save_config(run: Path) -> None:
     OmegaConf.save(composed, run / "config.yaml", resolve=True)
 
 
-def say(line: str) -> None:
-    """Progress, a line each, with the time since the process began."""
-    print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", flush=True)
-
-
-def quieten() -> None:
-    """Keeps Lightning from saying what `say` says better, or what is not so (our metrics file is written anew)."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
-    warnings.filterwarnings("ignore", message=".*(exists and is not empty|LeafSpec|does not have many workers).*")
-
-
-BEGAN = time.monotonic()
-
-
-def describe_data(source: str, counts: dict[str, int | float]) -> str:
-    """One line of what training will see."""
-    lost = [f"{counts[f'{what}_documents']} {what}" for what in ("dropped", "truncated") if counts[f"{what}_documents"]]
-    return (
-        f"{source}: {counts['train_documents']} to learn, {counts['validation_documents']} held out"
-        f"{', ' + ', '.join(lost) if lost else ''}; {counts['train_rows']} rows of {counts['row_tokens']} tokens, "
-        f"{counts['fill']:.1%} full"
-    )
-
-
-def summarize(run: Path, results: dict[str, Any]) -> None:
+def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     """The end of a run, to look at: two answers before and after, numbers, where everything lies."""
     import json
 
@@ -262,7 +241,7 @@ def summarize(run: Path, results: dict[str, Any]) -> None:
         console.print(f"[bold]Expected[/]  {escape(sample['answer'])}", soft_wrap=True)
         for when in ("before", "after"):
             if when in sample:
-                parsed = parse_answer(sample[when])
+                parsed = parse_answer(sample[when], style)
                 console.print(f"[bold cyan]{when:8}[/]  reasoning: ", end="")
                 console.print(parsed.reasoning or "(none shown)", style="dim", markup=False, soft_wrap=True)
                 console.print("          answer:    ", end="")

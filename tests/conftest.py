@@ -17,15 +17,32 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from medreason.clinical_cases import generate_cases
-from medreason.config import LoraConfig, ModelConfig, Precision, Recompute
+from medreason.command import NamedRuns, load
+from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig
 from medreason.model import load_model, load_tokenizer
 from medreason.prompts import Example
 
 ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"  # real rows; tests that need them skip without
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TINY = ModelConfig("embedded:tiny", None, Precision.half, None)
+
+
+def composed(*overrides: str) -> TrainConfig:
+    """The typed configuration of a command line."""
+    Plugins.instance().register(NamedRuns)
+    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return load(compose("train", overrides=list(overrides)))
+
+
+def data_config(path: Path | str, *overrides: str) -> DataConfig:
+    return composed("data=local", f"data.path={path}", *(f"data.{override}" for override in overrides)).data
 
 
 def lora(**changes: Any) -> LoraConfig:
@@ -73,7 +90,12 @@ def write_rows(path: Path, cases: list[Example]) -> None:
 
 def run_train(*overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """`python -m medreason.train OVERRIDES` in a process of its own."""
-    command = [sys.executable, "-m", "medreason.train", *overrides]
+    return run_command("train", *overrides, **options)
+
+
+def run_command(name: str, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`python -m medreason.NAME OVERRIDES` in a process of its own."""
+    command = [sys.executable, "-m", f"medreason.{name}", *overrides]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
 
 
@@ -81,6 +103,6 @@ def run_train(*overrides: str, **options: Any) -> subprocess.CompletedProcess[st
 def tiny_run(run: Path, rows: Path, *more: str) -> list[str]:
     return [
         "model=tiny", "trainer=cpu", "optim=adamw", "data=local", f"data.path={rows}", f"hydra.run.dir={run}",
-        "data.row_tokens=1024", "data.validation_share=0.2", "lora.dropout=0.1", "optim.lr=1e-2",
-        "trainer.answer_questions=2", "trainer.max_answer_tokens=4", *more,
+        "data.row_tokens=1024", "data.validation_share=0.2", "data.deduplicate=off", "lora.dropout=0.1",
+        "optim.lr=1e-2", "trainer.answer_questions=2", "trainer.max_answer_tokens=4", *more,
     ]  # fmt: skip

@@ -2,19 +2,8 @@ import time
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 
-from conftest import ROOT, run_train
-from medreason.config import NamedRuns, TrainConfig, load
-
-
-def composed(*overrides: str) -> TrainConfig:
-    Plugins.instance().register(NamedRuns)
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return load(compose("train", overrides=list(overrides)))
+from conftest import ROOT, composed, run_train
 
 
 def options() -> list[str]:
@@ -68,6 +57,18 @@ def test_a_named_run_wins_over_the_defaults_and_the_command_line_over_both() -> 
         ("experiments=quickstart ckpt=README.md", "ckpt=README.md: not a readable checkpoint"),
         ("experiments=quickstart data.case_kinds=[flu]", "data.case_kinds: no kind 'flu'; known: kidney_stage"),
         ("experiments=quickstart data=local data.path=gone.csv", "data.path=gone.csv: no such file"),
+        ("data.max_bad_share=2", "data.max_bad_share must be in [0, 1], got 2.0"),
+        ("data.near_duplicate=0", "data.near_duplicate must be in (0, 1], got 0.0"),
+        ("data.weight=0", "data.weight must be positive, got 0.0"),
+        ("data.mix=[{path:a.jsonl,weight:-1}]", "data.mix: weight must be positive, got -1.0"),
+        ("data.mix=[{weight:1}]", "data.mix[0].path"),
+        ("data.packing=of", "expected one of [best_fit, off]; full_key: data.packing"),
+        ("data.format=chatml", "expected one of [think, huatuo, seed]; full_key: data.format"),
+        ("data.decontaminate=drop", "data.benchmarks must name what data.decontaminate=drop compares with"),
+        ("data.decontaminate=off data.benchmarks=[a.jsonl]", "data.decontaminate must be report or drop where"),
+        ("experiments=quickstart data=local data.path=README.md", "cannot read .md; known: .json, .jsonl"),
+        ("experiments=quickstart data=local data.path=conf", "no JSON, JSONL, Parquet or CSV file in this folder"),
+        ("experiments=quickstart data.benchmarks=[gone.jsonl]", "data.benchmarks=gone.jsonl: no such file"),
     ],
 )
 def test_a_mistake_answers_in_one_line_within_seconds_and_leaves_nothing(

@@ -6,8 +6,9 @@ import lightning as L
 import pytest
 import torch
 
-from medreason.config import Algorithm, Decay, OptimConfig
-from medreason.data import PackedLoader, tokenize
+from medreason.config import Algorithm, Decay, Format, OptimConfig
+from medreason.datamodule import PackedLoader
+from medreason.documents import tokenize
 from medreason.finetuner import AdapterMismatch, Finetuner
 from medreason.prompts import Example
 
@@ -31,7 +32,7 @@ def trained(model: Any, documents: list[Any], steps: int, folder: Path, rows: in
 def test_accumulating_four_rows_equals_four_rows_at_once(
     make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], tmp_path: Path
 ) -> None:
-    documents = tokenize(cases[:14], tokenizer)  # uneven rows: a mean of means would differ
+    documents = tokenize(cases[:14], tokenizer, Format.think)  # uneven rows: a mean of means would differ
     once = trained(make_model(), documents, 1, tmp_path / "a", rows=4, accumulate=1)
     accumulated = trained(make_model(), documents, 1, tmp_path / "b", rows=1, accumulate=4)
     assert accumulated[0] == pytest.approx(once[0], rel=1e-5)
@@ -44,7 +45,7 @@ def test_accumulating_four_rows_equals_four_rows_at_once(
 def test_the_last_short_step_of_an_epoch_counts_its_own_tokens(
     make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], tmp_path: Path
 ) -> None:
-    documents = tokenize(cases[:4], tokenizer)
+    documents = tokenize(cases[:4], tokenizer, Format.think)
     short = trained(make_model(), documents, 1, tmp_path / "a", accumulate=64)
     whole = trained(make_model(), documents, 1, tmp_path / "b", rows=8)
     assert short[0] == pytest.approx(whole[0], rel=1e-5)
@@ -54,7 +55,7 @@ def test_the_last_short_step_of_an_epoch_counts_its_own_tokens(
 def test_a_checkpoint_holds_the_adapter_and_not_the_base(
     make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], tmp_path: Path
 ) -> None:
-    _, _, weights = trained(make_model(), tokenize(cases[:4], tokenizer), 1, tmp_path)
+    _, _, weights = trained(make_model(), tokenize(cases[:4], tokenizer, Format.think), 1, tmp_path)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == {f"model.{name}" for name in weights}
     assert all(torch.equal(checkpoint["state_dict"][f"model.{name}"], value) for name, value in weights.items())

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from conftest import TINY
-from medreason.config import ConfigError, Precision
-from medreason.data import PackedLoader, tokenize
+from medreason.config import ConfigError, Format, Precision
+from medreason.datamodule import PackedLoader
+from medreason.documents import tokenize
 from medreason.model import summed_loss
 from medreason.prompts import Example
 
@@ -15,8 +16,8 @@ PRECISIONS = {"half": 1e-5, "nf4": 2e-2}  # largest difference of logits: roundi
 
 
 def one_row(tokenizer: Any, cases: list[Example]) -> PackedLoader:
-    documents = tokenize(cases, tokenizer)
-    return PackedLoader(documents, sum(len(document.tokens) for document in documents) + 9, pad_token=3)
+    documents = tokenize(cases, tokenizer, Format.think)
+    return PackedLoader(documents, sum(len(document) for document in documents) + 9, pad_token=3)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

@@ -1,97 +1,129 @@
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medreason import clinical_cases
-from medreason.config import ConfigError, DataConfig, Source, TooLong
+from medreason.config import Columns, ConfigError, Format, OnBadRow
 from medreason.prompts import Example
-from medreason.records import read_file, read_split, split
+from medreason.records import Rejects, read_examples, settle_rejects
 
-ROWS = [{"Question": f"q{n}?", "Complex_CoT": f"because {n}", "Response": f"a{n}"} for n in range(3)]
-EXPECTED = [Example(f"q{n}?", f"because {n}", f"a{n}") for n in range(3)]
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    from datasets import Dataset
-
-    if path.suffix == ".json":
-        path.write_text(json.dumps(rows))
-    elif path.suffix == ".jsonl":
-        path.write_text("\n".join(json.dumps(row) for row in rows))
-    elif path.suffix == ".csv":
-        Dataset.from_list(rows).to_csv(path)
-    else:
-        Dataset.from_list(rows).to_parquet(path)
-    return path
+BY_NAME = Columns(None, None, None)
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])
-def test_every_format_gives_the_same_examples(tmp_path: Path, suffix: str) -> None:
-    assert read_file(write(tmp_path / f"rows{suffix}", ROWS)) == EXPECTED
+def read(
+    *rows: Any, columns: Columns = BY_NAME, style: Format = Format.think, max_chars: int = 1000
+) -> tuple[list[Example], Rejects]:
+    rejects = Rejects()
+    numbered = list(enumerate(rows, 1))
+    return [e for _, e in read_examples(numbered, columns, style, max_chars, "f.jsonl", rejects)], rejects
 
 
-def test_instruction_tables_are_read_and_their_reasoning_found(tmp_path: Path) -> None:
-    rows = [
-        {"instruction": "Explain.", "input": "pH 7.2", "output": "<think>low</think>Acidosis"},
-        {"instruction": "Say hello.", "input": "", "output": "Hello"},
-    ]
-    assert read_file(write(tmp_path / "rows.json", rows)) == [
-        Example("Explain.\n\npH 7.2", "low", "Acidosis"),
-        Example("Say hello.", "", "Hello"),
-    ]
+def row(**changes: Any) -> dict[str, Any]:
+    return {"Question": "q?", "Complex_CoT": "because", "Response": "a"} | changes
+
+
+def test_the_medical_o1_columns_are_recognised() -> None:
+    assert read(row(), row(Response=" b\n"))[0] == [Example("q?", "because", "a"), Example("q?", "because", "b")]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("style", "output"),
     [
-        ("gone.jsonl", None, "no such file"),
-        ("empty.jsonl", "", "the file is empty"),
-        ("rows.xlsx", "x", "cannot read .xlsx"),
-        ("broken.jsonl", '{"Question": "q", "Complex', "not a readable json file"),
-        ("columns.jsonl", '{"Question": "q", "Answer": "a"}', "needed: Question, Complex_CoT, Response"),
-        ("nothing.json", "[]", "nothing.json"),
-        ("blank.jsonl", json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {"Response": "  "}), "row 2 has no answer"),
-        ("null.jsonl", json.dumps(ROWS[0]) + "\n" + json.dumps(ROWS[1] | {"Question": None}), "row 2 has no question"),
+        (Format.think, "<think>low</think>Acidosis"),
+        (Format.huatuo, "## Thinking\n\nlow\n\n## Final Response\n\nAcidosis"),
+        (Format.huatuo, "<think>low</think>Acidosis"),
+        (Format.seed, "### Complex_CoT:\nlow\n\n### Response:\nAcidosis"),
     ],
 )
-def test_what_cannot_be_learned_from_is_named_in_one_line(
-    tmp_path: Path, name: str, content: str | None, says: str
-) -> None:
-    path = tmp_path / name
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ConfigError, match=says) as caught:
-        read_file(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+def test_instruction_tables_are_read_and_their_reasoning_found(style: Format, output: str) -> None:
+    examples, _ = read(
+        {"instruction": "Explain.", "input": "pH 7.2", "output": output},
+        {"instruction": "Say hello.", "input": "", "output": "Hello"},
+        {"instruction": "Say hello.", "output": "Hello"},
+        style=style,
+    )
+    assert examples == [
+        Example("Explain.\n\npH 7.2", "low", "Acidosis"), *[Example("Say hello.", "", "Hello")] * 2,
+    ]  # fmt: skip
 
 
-def test_an_examples_side_depends_on_its_question_and_the_seed_alone() -> None:
-    examples = [Example(f"question {n}", "r", "a") for n in range(2000)]
-    train, held_out = split(examples, 0.1, seed=3)
-    assert 150 < len(held_out) < 250
-    assert len(train) + len(held_out) == 2000
-    reversed_train, reversed_held_out = split(examples[::-1], 0.1, seed=3)
-    assert reversed_held_out == held_out
-    assert sorted(map(str, reversed_train)) == sorted(map(str, train))
-    assert set(split(examples[:500], 0.1, seed=3)[1]) <= set(held_out)
-    assert split(examples, 0.1, seed=4)[1] != held_out
+def test_chats_of_one_question_and_one_answer_are_read() -> None:
+    system, user, written = (
+        {"role": role, "content": text}
+        for role, text in (("system", "Be brief."), ("user", "q?"), ("assistant", "<think>r</think>a"))
+    )
+    examples, rejects = read(
+        {"messages": [user, written]},
+        {"messages": [system, user, written]},
+        {"messages": [user, written, user, written]},
+        {"messages": [user]},
+        {"messages": "q?"},
+        {"messages": [user, {"role": "assistant", "content": None}]},
+    )
+    assert examples == [Example("q?", "r", "a"), Example("Be brief.\n\nq?", "r", "a")]
+    assert rejects.counts == {
+        "messages are not one question and one answer": 2, "messages is not a list of turns": 1, "no content": 1,
+    }  # fmt: skip
 
 
-def test_the_same_question_never_stands_on_both_sides() -> None:
-    twins = [Example(f"question {n % 50}", f"r{n}", "a") for n in range(500)]
-    train, held_out = split(twins, 0.3, seed=0)
-    assert held_out
-    assert not {example.question for example in train} & {example.question for example in held_out}
+def test_columns_are_named_in_the_configuration() -> None:
+    cells = {"ask": "q?", "cot": "because", "reply": "a", "Question": "another"}
+    assert read(cells, columns=Columns("ask", "cot", "reply"))[0] == [Example("q?", "because", "a")]
+    assert read({"ask": "q?", "Response": "<think>r</think>a"}, columns=Columns("ask", None, None))[0] == [
+        Example("q?", "r", "a")
+    ]
+    with pytest.raises(ConfigError, match=r"data.columns.reasoning=cott: f.jsonl has no such column .did you mean cot"):
+        read(cells, columns=Columns("ask", "cott", "reply"))
 
 
-def test_more_cases_than_a_kind_holds_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    always = Example("the only question?", "r", "a")
-    monkeypatch.setitem(clinical_cases.KINDS, "kidney_stage", lambda rng: always)
-    config = DataConfig(
-        Source.clinical_cases, None, None, None, 5, ["kidney_stage"], 64, TooLong.error, 0.5, None, 0
-    )  # fmt: skip
-    with pytest.raises(ConfigError, match=r"data\.cases=5: only 1 distinct cases could be made"):
-        read_split(config)
+def test_a_table_that_is_not_recognised_is_refused_by_its_columns() -> None:
+    with pytest.raises(ConfigError, match=r"columns text; needed: Question, Complex_CoT, Response, or instruction"):
+        read({"text": "q"})
+    with pytest.raises(ConfigError, match=r"columns Question, Response; needed"):
+        read({"Question": "q", "Response": "a"})  # reasoning is not left out by chance
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        (row(Question=None), "no Question"),
+        (row(Complex_CoT="  "), "empty Complex_CoT"),
+        (row(Response=3), "Response is int, not text"),
+        (row(Response=["a"]), "Response is list, not text"),
+        (row(Question="caf\udce9"), "question is not valid UTF-8"),
+        (row(Complex_CoT="caf\ufffd"), "reasoning is not valid UTF-8"),
+        (row(Complex_CoT="a\x00b"), "control character in reasoning"),
+        (row(Response="a\x1b[31mb"), "control character in answer"),
+        (row(Complex_CoT="x" * 1001), "reasoning of more than 1000 characters"),
+        (row(Complex_CoT="so </think> then"), "holds </think>, a mark of data.format=think"),
+        ({"Question": "q?", "Complex_CoT": "because"}, "no Response"),
+        ("not JSON", "not JSON"),
+    ],
+)
+def test_a_row_that_cannot_be_learned_from_is_counted_by_reason_and_place(cells: Any, reason: str) -> None:
+    examples, rejects = read(row(), cells, row(), cells)
+    assert len(examples) == 2
+    assert rejects.counts == {reason: 2}
+    assert rejects.places == {reason: ["f.jsonl:2", "f.jsonl:4"]}
+
+
+def test_what_is_no_fault_passes() -> None:
+    texts = ["línea\n\tdos\r\n", "中文。没有问题。", "β-блокатор ≥ 2·10⁹/L 🙂", "a < b and </b>", "## Thinking aloud"]
+    examples, rejects = read(*(row(Complex_CoT=text) for text in texts))
+    assert [example.reasoning for example in examples] == [text.strip() for text in texts]
+    assert not rejects.counts
+
+
+def test_the_policy_says_whether_bad_rows_stop_the_run() -> None:
+    rejects = Rejects()
+    settle_rejects(rejects, 10, "f", OnBadRow.error, 0.0)
+    for number in range(1, 8):
+        rejects.add("no answer" if number < 7 else "not JSON", f"f:{number}")
+    with pytest.raises(ConfigError) as caught:
+        settle_rejects(rejects, 100, "f", OnBadRow.error, 1.0)
+    assert str(caught.value) == (
+        "data.path=f: 7 of 100 rows cannot be learned from: 6 no answer (f:1, f:2, f:3, f:4, f:5, ...); "
+        "1 not JSON (f:7); mend them or set data.on_bad_row=skip"
+    )
+    settle_rejects(rejects, 100, "f", OnBadRow.skip, 0.07)
+    with pytest.raises(ConfigError, match=r"more than data.max_bad_share=0.069; mend them or raise it"):
+        settle_rejects(rejects, 100, "f", OnBadRow.skip, 0.069)

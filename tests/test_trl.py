@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from conftest import ROOT
-from medreason.data import PackedLoader, tokenize
+from medreason.config import Format
+from medreason.datamodule import PackedLoader
+from medreason.documents import tokenize
 from medreason.embedded import materialize
 from medreason.model import summed_loss
 from medreason.prompts import Example, completion_text, prompt_text
@@ -21,8 +23,12 @@ def test_the_loss_of_a_step_equals_trls_on_the_same_rows_and_weights(
     model, examples = make_model(), cases[:8]
     model.save_pretrained(tmp_path / "adapter")
     tokenizer.save_pretrained(tmp_path / "adapter")
-    # TRL appends the end-of-sequence token to a completion, and the tokenizer adds no BOS of its own
-    rows = [{"prompt": prompt_text(tokenizer, e.question), "completion": completion_text(e)} for e in examples]
+    # TRL appends the end-of-sequence token to a completion, and its tokenizer writes BOS before a prompt
+    prompts = [prompt_text(tokenizer, e.question, Format.think).removeprefix(tokenizer.bos_token) for e in examples]
+    rows = [
+        {"prompt": prompt, "completion": completion_text(e, Format.think)}
+        for prompt, e in zip(prompts, examples, strict=True)
+    ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     command = [
         sys.executable,
@@ -35,7 +41,9 @@ def test_the_loss_of_a_step_equals_trls_on_the_same_rows_and_weights(
     assert said.returncode == 0, said.stderr[-2000:]
     theirs = float(said.stdout.rpartition("LOSS ")[2])
 
-    batches = list(PackedLoader(tokenize(examples, tokenizer), 1024, pad_token=tokenizer.pad_token_id, accumulate=99))
+    batches = list(
+        PackedLoader(tokenize(examples, tokenizer, Format.think), 1024, pad_token=tokenizer.pad_token_id, accumulate=99)
+    )
     assert len(batches) > 1
     with torch.no_grad():
         ours = sum(summed_loss(model, batch).item() for batch in batches) / batches[0].step_targets

@@ -1,0 +1,107 @@
+"""Runs an entry point under Hydra: composition, typed objects, one line for a mistake.
+
+`hydra.main` with what it lacks here: the schema of config.py checked after composition too, experiments/ and sweeps/
+at the top level, and mistakes of the user as one line and exit code 2 instead of a report.
+"""
+
+import difflib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medreason.config import ConfigError, TrainConfig
+
+
+def root() -> Path:
+    """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
+    package = Path(__file__).resolve().parent
+    return package.parent if (package.parent / "conf").is_dir() else package
+
+
+class NamedRuns(SearchPathPlugin):
+    """Lets `experiments=NAME` and `sweeps=NAME` be found at the top level, beside conf/."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="medreason", path=f"file://{root()}")
+
+
+def command(task: Callable[[TrainConfig], None], name: str) -> None:
+    """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
+    Plugins.instance().register(NamedRuns)
+    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to us instead of Hydra's own report
+
+    def job(config: DictConfig) -> None:
+        # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
+        try:
+            task(load(config))
+        except (ConfigError, OmegaConfBaseException) as error:
+            discard(Path(HydraConfig.get().runtime.output_dir))
+            refuse(name, error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        refuse(name, error)
+
+
+def refuse(name: str, error: Exception) -> NoReturn:
+    """Says what is wrong in one line and ends the process with exit code 2."""
+    print(f"medreason.{name}: {explain(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
+def discard(run: Path) -> None:
+    """Removes a run directory in which nothing but Hydra's own record stands yet."""
+    if [entry.name for entry in run.iterdir()] == [".hydra"]:
+        shutil.rmtree(run / ".hydra")
+        run.rmdir()
+
+
+def load(config: DictConfig) -> TrainConfig:
+    """The typed configuration. Raises ConfigError or OmegaConf's errors for unknown keys and values out of range."""
+    # A key added with `+` passes Hydra's own check; merging the bare values into the schema refuses it.
+    checked = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(config, resolve=True))
+    loaded = OmegaConf.to_object(checked)
+    assert isinstance(loaded, TrainConfig)
+    return loaded
+
+
+def explain(error: BaseException) -> str:
+    """One line that names the key, and the known key nearest to a mistyped one."""
+    if "Error merging override" in str(error) and error.__cause__:
+        return explain(error.__cause__)
+    lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines()]
+    message = "; ".join(line for line in lines if line and not line.startswith(("object_type", "reference_type")))
+    wrong = re.search(r"full_key: ([\w.]+)", message) or re.search(r"override '([\w.]+)'", message)
+    if wrong and ("not in" in message or "Could not override" in message):
+        near = difflib.get_close_matches(wrong[1], known_keys(TrainConfig), n=1, cutoff=0.5)
+        return f"{wrong[1]}: no such setting ({f'did you mean {near[0]}?' if near else 'see --cfg job'})"
+    return message.replace(":;", ":").removesuffix(";")
+
+
+def known_keys(schema: type, prefix: str = "") -> list[str]:
+    """Dotted names of every setting, groups included."""
+    keys: list[str] = []
+    for field in fields(schema):
+        keys.append(prefix + field.name)
+        kind: Any = field.type
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            keys += known_keys(kind, f"{prefix}{field.name}.")
+    return keys

@@ -1,0 +1,277 @@
+"""All rows of all sources, read and checked, with what was found about them; then split for training and validation.
+
+    files, folders, hub --sources--> rows --records--> examples --duplicates, contamination--> Corpus --> Split
+
+The corpus is an Arrow table in the cache, keyed by the content of its sources, so the second run maps it into memory.
+Nothing is dropped from it: policies (skip, drop, weights, shares) act on it afterwards, and changing one is free.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medreason import clinical_cases, contamination, duplicates, prompts, records, sources
+from medreason.cache import cache_key, cached_table, report_of, with_report
+from medreason.clinical_cases import KINDS, generate_cases
+from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Source
+from medreason.contamination import benchmark_digest, find_matches, normal, read_questions
+from medreason.duplicates import exact_duplicates, near_duplicates
+from medreason.prompts import Example
+from medreason.records import Rejects, read_examples, settle_rejects
+from medreason.sources import Row, content_digest, files_of, is_local, read_file, read_hub
+
+Say = Callable[[str], None]
+UNIQUE, EXACT, NEAR = 0, 1, 2  # the column `repeats`
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Checked examples, a row each, and what is known about them.
+
+    Columns: question, reasoning, answer; place (FILE:ROW); source (index into `names`); digest (SHA-256 of the texts);
+    group (uint64: the same for questions that must stand on one side of a split); repeats (UNIQUE, EXACT or NEAR);
+    contaminated (shares text with a benchmark's question).
+    """
+
+    table: pa.Table
+    key: str
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def example(self, index: int) -> Example:
+        return Example(*(self.table[name][int(index)].as_py() for name in ("question", "reasoning", "answer")))
+
+    def column(self, name: str) -> NDArray[Any]:
+        return np.asarray(self.table[name])
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """rows (of each source), rejects (count and places by reason), duplicates, contamination."""
+        return report_of(self.table)
+
+    @property
+    def source(self) -> str:
+        return " + ".join(self.names)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples to learn from and examples held out, as indices into a corpus; what a policy left out, by reason."""
+
+    corpus: Corpus
+    train: NDArray[np.int64]  # an index may come several times, or a row's not at all: data.weight
+    validation: NDArray[np.int64]
+    left_out: dict[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of both sides' content, in order."""
+        digests = self.corpus.table["digest"].combine_chunks()
+        whole = hashlib.sha256()
+        for side in (self.train, self.validation):
+            whole.update(len(side).to_bytes(8, "big"))
+            whole.update(b"".join(digests.take(pa.array(side)).to_pylist()))
+        return whole.hexdigest()
+
+    def examples(self, indices: Iterable[int]) -> list[Example]:
+        return [self.corpus.example(index) for index in indices]
+
+
+def read_split(config: DataConfig, say: Say = lambda line: None) -> Split:
+    """The examples that `config` names, split. Raises ConfigError for what cannot be read or learned from."""
+    return split_corpus(read_corpus(config, say), config)
+
+
+def read_corpus(config: DataConfig, say: Say = lambda line: None) -> Corpus:
+    """The corpus that `config` names, from the cache or built. Raises ConfigError for what cannot be read.
+
+    Also for rows that fail their check, as far as data.on_bad_row and data.max_bad_share do not let them be skipped.
+    """
+    compared = config.benchmarks if config.decontaminate is not Decontaminate.off else []
+    if config.source is Source.clinical_cases:
+        names: tuple[str, ...] = (f"clinical_cases({config.cases}, seed {config.seed})",)
+        behind: list[Any] = [config.cases, config.case_kinds, config.seed]
+    else:
+        parts = [(config.path, config.name, config.revision), *((m.path, m.name, m.revision) for m in config.mix)]
+        names = tuple(str(path) for path, _, _ in parts)
+        behind = [content_digest(str(path), name, revision) for path, name, revision in parts]
+    content = {
+        "names": names,
+        "behind": behind,
+        "columns": asdict(config.columns),
+        "format": config.format.value,
+        "max_field_chars": config.max_field_chars,
+        "near": None if config.deduplicate is Deduplicate.off else config.near_duplicate,
+        "benchmarks": [benchmark_digest(path) for path in compared],
+    }
+    code = (sources, records, prompts, clinical_cases, duplicates, contamination)
+    key = cache_key(content, __file__, *(module.__file__ for module in code))
+    table = cached_table("corpus", key, lambda: build_table(config, compared, say))
+    corpus = Corpus(table, key, names)
+    rejects = Rejects(
+        Counter({reason: found["count"] for reason, found in corpus.report["rejects"].items()}),
+        {reason: found["places"] for reason, found in corpus.report["rejects"].items()},
+    )
+    rows = sum(corpus.report["rows"].values())
+    settle_rejects(rejects, rows, corpus.source, config.on_bad_row, config.max_bad_share)
+    if not len(corpus):
+        raise ConfigError(f"data.path={corpus.source}: no row that can be learned from")
+    return corpus
+
+
+def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.Table:
+    """Reads, checks and compares everything. Raises ConfigError as `read_corpus` does."""
+    rejects = Rejects()
+    rows: dict[str, int] = {}
+    examples: list[Example] = []
+    places: list[str] = []
+    origins: list[int] = []
+    if config.source is Source.clinical_cases:
+        examples = cases(config)
+        places = [f"case:{number}" for number in range(1, len(examples) + 1)]
+        origins, rows = [0] * len(examples), {"clinical_cases": len(examples)}
+    else:
+        assert config.path is not None  # DataConfig checks it
+        parts = [(config.path, config.name, config.revision), *((m.path, m.name, m.revision) for m in config.mix)]
+        for origin, (path, name, revision) in enumerate(parts):
+            say(f"reading {path}")
+            for label, table in tables(path, name, revision):
+                checked = read_examples(table, config.columns, config.format, config.max_field_chars, label, rejects)
+                rows[label] = rows.get(label, 0) + len(table)
+                examples += [example for _, example in checked]
+                places += [f"{label}:{number}" for number, _ in checked]
+                origins += [origin] * len(checked)
+    report: dict[str, Any] = {
+        "rows": rows,
+        "rejects": {reason: {"count": count, "places": rejects.places[reason]}
+                    for reason, count in rejects.counts.most_common()},
+    }  # fmt: skip
+    repeats = np.zeros(len(examples), np.uint8)
+    first: Mapping[int, int] = {}
+    questions = [normal(example.question) for example in examples]
+    if config.deduplicate is not Deduplicate.off:
+        first = near_duplicates(questions, config.near_duplicate)
+        exact = exact_duplicates(questions, [normal(example.answer) for example in examples])
+        repeats[list(first)] = NEAR
+        repeats[list(exact)] = EXACT
+        report["duplicates"] = {
+            "exact": len(exact),
+            "near": int(np.sum(repeats == NEAR)),
+            "exact_places": [[places[a], places[b]] for a, b in list(exact.items())[:5]],
+            "near_places": [[places[a], places[b]] for a, b in first.items() if repeats[a] == NEAR][:5],
+        }
+    contaminated = np.zeros(len(examples), bool)
+    if benchmarks:
+        asked = [question for path in benchmarks for question in read_questions(path)]
+        say(f"comparing {len(examples):,} examples with {len(asked):,} benchmark questions")
+        matches = find_matches(examples, asked)
+        contaminated[[match.example for match in matches]] = True
+        report["contamination"] = {
+            "benchmarks": Counter(question.benchmark for question in asked),
+            "examples": int(contaminated.sum()),
+            "matches": [asdict(match) | {"example": places[match.example]} for match in matches],
+        }
+    own = [number_of(question) for question in questions]
+    columns = {
+        "question": pa.array([example.question for example in examples], pa.large_string()),
+        "reasoning": pa.array([example.reasoning for example in examples], pa.large_string()),
+        "answer": pa.array([example.answer for example in examples], pa.large_string()),
+        "place": pa.array(places, pa.large_string()),
+        "source": pa.array(origins, pa.uint16()),
+        "digest": pa.array([digest(example) for example in examples], pa.binary(32)),
+        "group": pa.array([own[first.get(number, number)] for number in range(len(examples))], pa.uint64()),
+        "repeats": pa.array(repeats),
+        "contaminated": pa.array(contaminated),
+    }
+    return with_report(pa.table(columns), report)
+
+
+def tables(path: str, name: str | None, revision: str | None) -> Iterable[tuple[str, Sequence[Row]]]:
+    """The tables of a source with the names that row numbers are given under."""
+    if not is_local(path):
+        yield path, list(read_hub(path, name, revision))
+        return
+    for file in files_of(path):
+        label = file.relative_to(path) if Path(path).is_dir() else Path(file.name)
+        yield str(label), read_file(file)
+
+
+def cases(config: DataConfig) -> list[Example]:
+    """Rule-made cases. Raises ConfigError for an unknown kind and for more cases than there are."""
+    unknown = sorted(set(config.case_kinds or []) - set(KINDS))
+    if unknown:
+        raise ConfigError(f"data.case_kinds: no kind {unknown[0]!r}; known: {', '.join(KINDS)}")
+    try:
+        return generate_cases(config.cases, config.seed, config.case_kinds)
+    except ValueError as error:  # more than there are, or no kind named
+        raise ConfigError(f"data.cases={config.cases}: {error}") from error
+
+
+def digest(example: Example) -> bytes:
+    """SHA-256 over the texts, each with its length before it."""
+    parts = [part.encode() for part in (example.question, example.reasoning, example.answer)]
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
+
+
+def number_of(text: str) -> int:
+    """64 bits of a text's SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split_corpus(corpus: Corpus, config: DataConfig) -> Split:
+    """Applies the policies of `config`, then splits by content. Raises ConfigError where a side is left empty.
+
+    An example's side depends on the seed and its question alone (a near duplicate's on the first one's), so neither
+    order nor added rows move an example across, and the same question never stands on both sides. The held-out side
+    comes in the order of its hashes: any prefix of it is a fair sample.
+    """
+    kept = np.ones(len(corpus), bool)
+    left_out: dict[str, int] = {}
+
+    def leave_out(reason: str, rows: NDArray[np.bool_]) -> None:
+        left_out[reason] = int(np.sum(rows & kept))
+        kept[rows] = False
+
+    if config.deduplicate in (Deduplicate.exact, Deduplicate.near):
+        leave_out("exact duplicate", corpus.column("repeats") == EXACT)
+    if config.deduplicate is Deduplicate.near:
+        leave_out("near duplicate", corpus.column("repeats") == NEAR)
+    if config.decontaminate is Decontaminate.drop:
+        leave_out("shares text with a benchmark", corpus.column("contaminated"))
+
+    place = np.array([position(config.seed, group) for group in corpus.column("group").tolist()])
+    held_out = np.flatnonzero(kept & (place < config.validation_share))
+    validation = held_out[np.argsort(place[held_out], kind="stable")][: config.max_validation_rows]
+    train = weigh(np.flatnonzero(kept & (place >= config.validation_share)), corpus, config)
+    for name, side in (("train", train), ("validation", validation)):
+        if not len(side):
+            raise ConfigError(
+                f"data.path={corpus.source}: no row of {int(kept.sum())} falls into the {name} split; "
+                f"add rows or change data.validation_share ({config.validation_share})"
+            )
+    return Split(corpus, train, validation, {reason: count for reason, count in left_out.items() if count})
+
+
+def weigh(indices: NDArray[np.int64], corpus: Corpus, config: DataConfig) -> NDArray[np.int64]:
+    """Each index as often as its source's weight says; of a weight's fraction, rows chosen by content."""
+    weights = np.array([config.weight, *(mixed.weight for mixed in config.mix)])
+    weight = weights[corpus.column("source")[indices]]
+    if np.all(weight == 1):
+        return indices
+    digests = corpus.table["digest"].take(pa.array(indices)).to_pylist()
+    chance = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
+    return np.repeat(indices, np.floor(weight).astype(int) + (chance < weight % 1))
+
+
+def position(seed: int, group: int) -> float:
+    """Where a group of questions stands in [0, 1), the same in every run of this seed."""
+    return number_of(f"{seed}\n{group}") / 2**64

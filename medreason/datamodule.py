@@ -1,0 +1,267 @@
+"""Documents -> packed, resumable batches, shared out among processes.
+
+Split --documents--> tokens --fit, packing--> rows --PackedLoader--> PackedBatch
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from medreason.config import DataConfig, Packing
+from medreason.corpus import Split
+from medreason.documents import Document, fit, read_documents
+from medreason.packing import Rows, pack
+from medreason.records import Rejects, settle_rejects
+
+IGNORE = -100  # torch's cross entropy leaves these labels out
+
+
+@dataclass  # not frozen: Lightning writes the moved tensors into a copy
+class PackedBatch:
+    """Rows for one forward pass. Labels are not shifted: the token at i is predicted from those before i."""
+
+    input_ids: Tensor  # (rows, row_tokens) int64
+    labels: Tensor  # (rows, row_tokens) int64, IGNORE where nothing is learned
+    position_ids: Tensor  # (rows, row_tokens) int64, from 0 in each document
+    lengths: tuple[int, ...]  # tokens of each document, row after row, padding included; sums to rows x row_tokens
+    tokens: int  # of documents: padding left out
+    targets: int  # labels that count in this batch
+    step_targets: int  # labels that count in the optimizer step that this batch belongs to, on all processes
+
+
+class ResumeMismatch(ValueError):
+    """A checkpoint's position in the data means nothing for the data at hand."""
+
+
+class PackedLoader:
+    """A sized, resumable iterable of PackedBatch; Lightning saves and restores its position.
+
+    The order of rows is a function of seed and epoch alone, so a resumed run sees what an unbroken one would.
+    `seed=None` keeps the order of packing (validation).
+
+    Of every `rows_per_batch x processes` rows in that order, each process takes its own `rows_per_batch`:
+
+        row      0 1 | 2 3 | 4 5 | 6            rows_per_batch 2, processes 2
+        process   0     1     0     1           process 1's last batch holds one row
+
+    A process for which the last rows do not suffice gets a row that counts for nothing, so that all make as many steps.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        row_tokens: int | None,
+        *,
+        pad_token: int,
+        rows_per_batch: int = 1,
+        accumulate: int = 1,
+        seed: int | None = None,
+        process: int = 0,
+        processes: int = 1,
+        fingerprint: str = "",
+    ) -> None:
+        """`row_tokens=None` gives each document a row of its own, padded to the longest of its batch.
+
+        `fingerprint` names the data in checkpoints.
+        """
+        self.documents, self.row_tokens, self.pad_token = documents, row_tokens, pad_token
+        lengths = [len(document) for document in documents]
+        self.rows: Rows = (
+            [[index] for index in range(len(lengths))] if row_tokens is None else pack(lengths, row_tokens)
+        )
+        self.rows_per_batch, self.accumulate, self.seed = rows_per_batch, accumulate, seed
+        self.process, self.processes, self.fingerprint = process, processes, fingerprint
+        self.epoch = self.next_batch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // (self.rows_per_batch * self.processes))
+
+    def __iter__(self) -> Iterator[PackedBatch]:
+        if self.next_batch >= len(self):
+            self.epoch, self.next_batch = self.epoch + 1, 0
+        order = self.order(self.epoch)
+        while self.next_batch < len(self):
+            batch = self.batch(order, self.next_batch)
+            self.next_batch += 1  # before the yield: a checkpoint during the step names the batch after it
+            yield batch
+
+    def order(self, epoch: int) -> list[int]:
+        """Rows in the order of an epoch."""
+        if self.seed is None:
+            return list(range(len(self.rows)))
+        shuffle = torch.Generator().manual_seed(self.seed + epoch)
+        return torch.randperm(len(self.rows), generator=shuffle).tolist()
+
+    def batch(self, order: Sequence[int], index: int) -> PackedBatch:
+        """This process's part of the index-th batch of an epoch in which rows come in `order`."""
+        together = self.rows_per_batch * self.processes  # rows of one batch on all processes
+        step = together * self.accumulate
+        first = index * together + self.process * self.rows_per_batch
+        in_step = index * together - index * together % step
+        step_targets = self.count_targets(order[in_step : in_step + step])
+        own = order[first : min(first + self.rows_per_batch, (index + 1) * together)]
+        if not own:
+            return replace(self.collate(order[:1], step_targets), tokens=0, targets=0)
+        return self.collate(own, step_targets)
+
+    def collate(self, rows: Sequence[int], step_targets: int) -> PackedBatch:
+        """The batch of these rows."""
+        members = [[self.documents[member] for member in self.rows[row]] for row in rows]
+        longest = max(sum(map(len, documents)) for documents in members)
+        width = self.row_tokens or longest
+        tokens, labels, positions, lengths = zip(*(self.row(documents, width) for documents in members), strict=True)
+        return PackedBatch(
+            input_ids=torch.from_numpy(np.stack(tokens)),
+            labels=torch.from_numpy(np.stack(labels)),
+            position_ids=torch.from_numpy(np.stack(positions)),
+            lengths=tuple(length for row in lengths for length in row),
+            tokens=sum(len(document) for documents in members for document in documents),
+            targets=self.count_targets(rows),
+            step_targets=step_targets,
+        )
+
+    def row(self, documents: Sequence[Document], width: int) -> tuple[Any, Any, Any, list[int]]:
+        """Tokens, labels, positions (each (width,) int64) and document lengths of one row."""
+        tokens, labels = np.full(width, self.pad_token, np.int64), np.full(width, IGNORE, np.int64)
+        positions = np.zeros(width, np.int64)
+        lengths = [len(document) for document in documents]
+        start = 0
+        for document in documents:
+            end, learned = start + len(document), start + document.prompt_tokens
+            tokens[start:end] = document.tokens
+            labels[learned:end] = tokens[learned:end]
+            positions[start:end] = np.arange(len(document))
+            start = end
+        if start < width:
+            positions[start:] = np.arange(width - start)
+            lengths.append(width - start)
+        return tokens, labels, positions, lengths
+
+    def slots(self) -> int:
+        """Tokens of all rows of the first epoch, padding included."""
+        if self.row_tokens:
+            return len(self.rows) * self.row_tokens
+        lengths = [len(self.documents[row]) for row in self.order(0)]
+        size = self.rows_per_batch
+        batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
+        return sum(len(batch) * max(batch) for batch in batches)
+
+    def count_targets(self, rows: Sequence[int]) -> int:
+        return sum(self.documents[member].targets for row in rows for member in self.rows[row])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "next_batch": self.next_batch} | self.meaning()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on at a saved position. Raises ResumeMismatch where it was one in other data or other batches."""
+        for name, value in self.meaning().items():
+            if state[name] != value:
+                raise ResumeMismatch(f"{name} was {state[name]} when it was saved, and is {value} here")
+        self.epoch, self.next_batch = state["epoch"], state["next_batch"]
+
+    def meaning(self) -> dict[str, Any]:
+        """What must be the same for a position to mean the same."""
+        return {
+            "data": self.fingerprint,
+            "rows": len(self.rows),
+            "rows in a batch": self.rows_per_batch * self.processes,
+            "order's seed": self.seed,
+        }
+
+
+class MedicalReasoningData(L.LightningDataModule):
+    """Tokenizes and packs a split of examples, once. `setup` raises ConfigError for rows that cannot be trained on."""
+
+    def __init__(
+        self,
+        config: DataConfig,
+        split: Split,
+        tokenizer: Any,
+        *,
+        rows_per_batch: int = 1,
+        accumulate: int = 1,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        super().__init__()
+        self.config, self.split, self.tokenizer, self.say = config, split, tokenizer, say
+        self.rows_per_batch, self.accumulate = rows_per_batch, accumulate
+        self.loaders: dict[str, PackedLoader] = {}
+        self.dropped = 0
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.loaders:
+            return
+        config, corpus = self.config, self.split.corpus
+        documents = read_documents(corpus, self.tokenizer, config.format, self.say)
+        refuse_control_tokens(documents, self.split, config)
+        fingerprint = self.split.fingerprint
+        for name, indices in (("train", self.split.train), ("validation", self.split.validation)):
+            found = [document for document in map(documents.__getitem__, indices.tolist()) if document is not None]
+            fitting = fit(found, config.row_tokens, config.too_long)
+            self.dropped += len(indices) - len(fitting)
+            self.loaders[name] = PackedLoader(
+                fitting,
+                config.row_tokens if config.packing is Packing.best_fit else None,
+                pad_token=self.tokenizer.pad_token_id,
+                rows_per_batch=self.rows_per_batch,
+                accumulate=self.accumulate if name == "train" else 1,
+                seed=config.seed if name == "train" else None,
+                fingerprint=fingerprint,
+            )
+
+    def train_dataloader(self) -> PackedLoader:
+        return self.share("train")
+
+    def val_dataloader(self) -> PackedLoader:
+        return self.share("validation")
+
+    def share(self, name: str) -> PackedLoader:
+        """A loader of what falls to this process of the trainer's."""
+        loader = self.loaders[name]
+        if self.trainer is not None:
+            loader.process, loader.processes = self.trainer.global_rank, self.trainer.world_size
+        return loader
+
+    def total_steps(self, max_epochs: int, max_steps: int, processes: int = 1) -> int:
+        """Optimizer steps of a run that ends with its epochs or after `max_steps` (-1: no limit)."""
+        step_rows = self.rows_per_batch * processes * self.accumulate
+        by_epochs = max_epochs * -(-len(self.loaders["train"].rows) // step_rows)
+        return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
+
+    def report(self) -> dict[str, int | float]:
+        """What training will see, in documents, rows, tokens."""
+        train, validation = self.loaders["train"], self.loaders["validation"]
+        lengths = [len(document) for document in train.documents]
+        return {
+            "train_documents": len(train.documents),
+            "validation_documents": len(validation.documents),
+            "left_out_documents": sum(self.split.left_out.values()),
+            "dropped_documents": self.dropped,
+            "truncated_documents": self.truncated(),
+            "train_rows": len(train.rows),
+            "train_tokens": sum(lengths),
+            "train_targets": train.count_targets(range(len(train.rows))),
+            "longest_document": max(lengths),
+            "row_tokens": self.config.row_tokens,
+            "fill": round(sum(lengths) / train.slots(), 4),
+        }
+
+    def truncated(self) -> int:
+        """Documents that lost their end to the row length."""
+        documents = [document for loader in self.loaders.values() for document in loader.documents]
+        return sum(int(document.tokens[-1]) != self.tokenizer.eos_token_id for document in documents)
+
+
+def refuse_control_tokens(documents: Sequence[Document | None], split: Split, config: DataConfig) -> None:
+    """Applies the policy for bad rows to those whose text holds a control token of the tokenizer."""
+    rejects = Rejects()
+    places = split.corpus.table["place"]
+    for index, document in enumerate(documents):
+        if document is None:
+            rejects.add("hold a control token of the tokenizer", places[index].as_py())
+    settle_rejects(rejects, len(documents), split.corpus.source, config.on_bad_row, config.max_bad_share)

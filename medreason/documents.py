@@ -1,0 +1,192 @@
+"""Examples -> documents of tokens, made once for each corpus, format and tokenizer."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medreason import prompts as formats
+from medreason.cache import cache_key, cached_table
+from medreason.config import ConfigError, Format, TooLong
+from medreason.corpus import Corpus
+from medreason.prompts import Example, completion_text, prompt_text
+
+AT_ONCE = 512  # examples
+TRIAL = 128  # examples on which a faster tokenizer must agree with the real one
+Tokens = NDArray[np.int32]
+Encode = Callable[[Sequence[str]], list[Tokens]]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One example as tokens, (tokens,) int32: the first `prompt_tokens` of them are read, the rest is learned."""
+
+    tokens: Tokens
+    prompt_tokens: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def targets(self) -> int:
+        return len(self.tokens) - self.prompt_tokens
+
+
+def read_documents(corpus: Corpus, tokenizer: Any, style: Format, say: Callable[[str], None]) -> list[Document | None]:
+    """A document for each example of a corpus, from the cache or made; None where its text holds a control token."""
+    content = {"corpus": corpus.key, "format": style.value, "tokenizer": tokenizer_digest(tokenizer)}
+    key = cache_key(content, __file__, formats.__file__)
+    table = cached_table("documents", key, lambda: build(corpus, tokenizer, style, say))
+    documents: list[Document | None] = []
+    for part in table.to_batches():
+        tokens, starts = part["tokens"].values.to_numpy(), part["tokens"].offsets.tolist()
+        prompt_tokens, sound = part["prompt_tokens"].tolist(), part["sound"].tolist()
+        documents += [
+            Document(tokens[starts[i] : starts[i + 1]], prompt_tokens[i]) if sound[i] else None
+            for i in range(part.num_rows)
+        ]
+    return documents
+
+
+def build(corpus: Corpus, tokenizer: Any, style: Format, say: Callable[[str], None]) -> pa.Table:
+    """Tokenizes a corpus: columns tokens, prompt_tokens, sound."""
+    encode = fast_encoder(tokenizer, [example.reasoning for example in take(corpus, 0, TRIAL)])
+    control = control_tokens(tokenizer, style)
+    said = time.monotonic()
+    parts = []
+    for start in range(0, len(corpus), AT_ONCE):
+        examples = take(corpus, start, AT_ONCE)
+        documents = tokenize(examples, tokenizer, style, encode)
+        flat = np.concatenate([document.tokens for document in documents])
+        starts = np.cumsum([0, *map(len, documents)])
+        columns = {
+            "tokens": pa.LargeListArray.from_arrays(starts, pa.array(flat)),
+            "prompt_tokens": pa.array([document.prompt_tokens for document in documents], pa.int32()),
+            "sound": pa.array([control(*pair) for pair in zip(documents, examples, strict=True)], pa.bool_()),
+        }
+        parts.append(pa.RecordBatch.from_pydict(columns))
+        if time.monotonic() - said > 2:
+            said = time.monotonic()
+            say(f"tokenizing: {start + len(examples):,} of {len(corpus):,} examples")
+    return pa.Table.from_batches(parts)
+
+
+def take(corpus: Corpus, start: int, count: int) -> list[Example]:
+    texts = [corpus.table[name].slice(start, count).to_pylist() for name in ("question", "reasoning", "answer")]
+    return [Example(*parts) for parts in zip(*texts, strict=True)]
+
+
+def tokenize(
+    examples: Sequence[Example], tokenizer: Any, style: Format, encode: Encode | None = None
+) -> list[Document]:
+    """One document per example, ending with the end-of-sequence token.
+
+    Prompt and completion are tokenized as one text, so that no token differs from what a tokenizer makes of the whole.
+    A token that reaches into the completion is a target. `encode` stands in for the tokenizer.
+    """
+    core = core_of(tokenizer)
+    encode = encode or core_encoder(core)
+    prompts = [prompt_text(tokenizer, example.question, style) for example in examples]
+    texts = [
+        prompt + completion_text(example, style) + tokenizer.eos_token
+        for prompt, example in zip(prompts, examples, strict=True)
+    ]
+    documents = []
+    for text, prompt, whole, asked in zip(texts, prompts, encode(texts), encode(prompts), strict=True):
+        parted = np.array_equal(whole[: len(asked)], asked)  # the prompt ends where a token does
+        documents.append(Document(whole, len(asked) if parted else tokens_within(core, text, len(prompt))))
+    return documents
+
+
+def tokens_within(core: Any, text: str, characters: int) -> int:
+    """Tokens of a text that end within its first `characters`: for a token that reaches over the end of the prompt."""
+    return sum(end <= characters for _, end in core.encode(text, add_special_tokens=False).offsets)
+
+
+def core_of(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` inside: its wrapper copies each batch into lists, which takes as long again."""
+    core = tokenizer.backend_tokenizer
+    core.no_padding()  # the wrapper's last call may have left it on
+    core.no_truncation()
+    return core
+
+
+def core_encoder(core: Any) -> Encode:
+    # the prompt holds BOS already; add_special_tokens would write it twice
+    return lambda texts: [
+        np.array(encoding.ids, np.int32) for encoding in core.encode_batch_fast(texts, add_special_tokens=False)
+    ]
+
+
+def fast_encoder(tokenizer: Any, trial: Sequence[str]) -> Encode:
+    """gigatoken's encoder, many times faster, if it reads this tokenizer and gives the same tokens; else its own.
+
+    Tried on `trial` and on what tokenizers differ over: runs of spaces, line ends, control tokens, rare characters.
+    """
+    own = core_encoder(core_of(tokenizer))
+    try:
+        import awkward
+        import gigatoken
+
+        fast = gigatoken.Tokenizer(tokenizer)
+    except Exception:  # not installed here, or a tokenizer that it does not know; it raises errors of many kinds
+        return own
+
+    def encode(texts: Sequence[str]) -> list[Tokens]:
+        rows = fast.encode_batch(list(texts))
+        ends = np.cumsum(np.asarray(awkward.num(rows)))
+        return np.split(np.asarray(awkward.flatten(rows)).astype(np.int32), ends[:-1])
+
+    specials = [f" a{token}b\n{token} " for token in tokenizer.all_special_tokens[:8]]
+    texts = [*trial, *specials, "  a\n\n b\t", "\u2581x y", "", "é ﬁ Ⅳ 中文。🙂\u200b", "1,000.5 mg/dL (≥ 2)"]
+    try:
+        same = all(map(np.array_equal, encode(texts), own(texts)))
+    except Exception:
+        return own
+    return encode if same else own
+
+
+def control_tokens(tokenizer: Any, style: Format) -> Callable[[Document, Example], bool]:
+    """Whether a document holds the control tokens that its format writes and no others.
+
+    Text such as `</s>` or `[INST]` inside a row would be read as the token itself: an end in the middle of an answer.
+    """
+    special = np.zeros(len(tokenizer), bool)
+    special[tokenizer.all_special_ids] = True
+    plain = [Example("q", "r", "a"), Example("q", "", "a")]
+    usual = [int(special[document.tokens].sum()) for document in tokenize(plain, tokenizer, style)]
+    return lambda document, example: int(special[document.tokens].sum()) == usual[not example.reasoning]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """What changes when a tokenizer or its chat template does; padding and truncation, set in passing, do not count."""
+    whole = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
+    return json.dumps([whole, tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token])
+
+
+def fit(documents: Sequence[Document], row_tokens: int, too_long: TooLong) -> list[Document]:
+    """The documents that fit a row, by the policy for those that do not; one cut to its bare prompt is dropped.
+
+    Raises ConfigError under `error` for any too long, and where no document is left.
+    """
+    long = [document for document in documents if len(document) > row_tokens]
+    if long and too_long is TooLong.error:
+        raise ConfigError(
+            f"{len(long)} of {len(documents)} documents exceed data.row_tokens={row_tokens} "
+            f"(the longest has {max(map(len, long))}); raise it, or set data.too_long=drop or truncate"
+        )
+    if too_long is TooLong.drop:
+        documents = [document for document in documents if len(document) <= row_tokens]
+    cut = [
+        Document(document.tokens[:row_tokens], document.prompt_tokens) if len(document) > row_tokens else document
+        for document in documents
+    ]
+    kept = [document for document in cut if document.targets > 0]
+    if not kept:
+        raise ConfigError(f"no document fits data.row_tokens={row_tokens}; raise it")
+    return kept

@@ -1,0 +1,33 @@
+"""What a command says while it works."""
+
+import logging
+import time
+import warnings
+
+BEGAN = time.monotonic()
+
+
+def say(line: str) -> None:
+    """Progress, a line each, with the time since the process began."""
+    print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", flush=True)
+
+
+def quieten() -> None:
+    """Keeps Lightning from saying what `say` says better, or what is not so (our metrics file is written anew)."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
+    warnings.filterwarnings("ignore", message=".*(exists and is not empty|LeafSpec|does not have many workers).*")
+
+
+def describe_data(source: str, counts: dict[str, int | float]) -> str:
+    """One line of what training will see."""
+    lost = [
+        f"{counts[f'{what}_documents']} {what.replace('_', ' ')}"
+        for what in ("left_out", "dropped", "truncated")
+        if counts[f"{what}_documents"]
+    ]
+    return (
+        f"{source}: {counts['train_documents']:,} to learn, {counts['validation_documents']:,} held out"
+        f"{', ' + ', '.join(lost) if lost else ''}; {counts['train_rows']:,} rows of {counts['row_tokens']:,} tokens, "
+        f"{counts['fill']:.1%} full"
+    )

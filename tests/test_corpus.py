@@ -1,0 +1,178 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import composed, data_config, write_rows
+from medreason import clinical_cases
+from medreason.config import ConfigError
+from medreason.corpus import Split, read_corpus, read_split
+from medreason.prompts import Example
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDREASON_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def made(count: int, start: int = 0) -> list[Example]:
+    """Examples whose questions have few words in common."""
+    words = [[f"{letter}{(number * 7919 + place) % 10007}" for place, letter in enumerate("abcdefgh")]
+             for number in range(start, start + count)]  # fmt: skip
+    return [Example(" ".join(parts) + "?", f"because {parts[0]}", f"it is {parts[1]}") for parts in words]
+
+
+def rows(path: Path, examples: list[Example]) -> Path:
+    write_rows(path, examples)
+    return path
+
+
+def questions(split: Split, side: str) -> list[str]:
+    return [example.question for example in split.examples(getattr(split, side))]
+
+
+def test_a_corpus_holds_every_example_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    rows(tmp_path / "rows" / "a.jsonl", made(3))
+    rows(tmp_path / "rows" / "b.jsonl", made(2, start=3))
+    corpus = read_corpus(data_config(tmp_path / "rows"))
+    assert [corpus.example(number) for number in range(len(corpus))] == made(5)
+    assert corpus.table["place"].to_pylist() == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1", "b.jsonl:2"]
+    assert corpus.report["rows"] == {"a.jsonl": 3, "b.jsonl": 2}
+    assert corpus.report["rejects"] == {}
+
+
+def test_an_examples_side_depends_on_its_question_and_the_seed_alone(tmp_path: Path) -> None:
+    examples = made(2000)
+    path = tmp_path / "rows.jsonl"
+
+    def sides(rows_of: list[Example], seed: int) -> tuple[list[str], list[str]]:
+        split = read_split(data_config(rows(path, rows_of), "validation_share=0.1", f"seed={seed}"))
+        return questions(split, "train"), questions(split, "validation")
+
+    train, held_out = sides(examples, 3)
+    assert 150 < len(held_out) < 250
+    assert len(train) + len(held_out) == 2000
+    reversed_train, reversed_held_out = sides(examples[::-1], 3)
+    assert reversed_held_out == held_out
+    assert sorted(reversed_train) == sorted(train)
+    assert set(sides(examples[:500], 3)[1]) <= set(held_out)
+    assert sides(examples, 4)[1] != held_out
+
+
+def test_the_same_and_nearly_the_same_question_never_stand_on_both_sides(tmp_path: Path) -> None:
+    examples = [
+        Example(f"{'  ' * (n % 3)}{text.question} {'now ' * (n % 2)}", f"r{n}", f"a{n}")
+        for n, text in enumerate(made(60) * 8)
+    ]
+    split = read_split(data_config(rows(tmp_path / "rows.jsonl", examples), "validation_share=0.3"))
+    sides = [{question.split()[0] for question in questions(split, side)} for side in ("train", "validation")]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+
+
+def test_duplicates_are_counted_and_dropped_by_policy(tmp_path: Path) -> None:
+    first = made(20)
+    again = [Example(e.question.upper(), "another way", e.answer) for e in first[:3]]
+    near = [Example(e.question + " so", e.reasoning, "else") for e in first[3:5]]
+    path = rows(tmp_path / "rows.jsonl", [*first, *again, *near])
+    found = {}
+    for policy in ("off", "report", "exact", "near"):
+        config = data_config(path, f"deduplicate={policy}", "near_duplicate=0.7", "validation_share=0.2")
+        split = read_split(config)
+        found[policy] = len(split.train) + len(split.validation), split.left_out
+        report = split.corpus.report
+        assert ("duplicates" in report) == (policy != "off")
+    assert found == {
+        "off": (25, {}),
+        "report": (25, {}),
+        "exact": (22, {"exact duplicate": 3}),
+        "near": (20, {"exact duplicate": 3, "near duplicate": 2}),
+    }
+    assert report["duplicates"]["exact_places"][0] == ["rows.jsonl:21", "rows.jsonl:1"]
+    assert report["duplicates"]["near_places"] == [["rows.jsonl:24", "rows.jsonl:4"], ["rows.jsonl:25", "rows.jsonl:5"]]
+
+
+def test_contaminated_examples_are_reported_or_dropped(tmp_path: Path) -> None:
+    stem = "possible conversion to choriocarcinoma after hydatidiform mole is denoted by all of these"
+    examples = [*made(20), Example(f"Say: {stem}", "r", "a")]
+    path = rows(tmp_path / "rows.jsonl", examples)
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"id": "t1", "question": stem, "answer": "A"}) + "\n")
+    report = read_split(data_config(path, f"benchmarks=[{test}]", "validation_share=0.2"))
+    assert len(report.train) + len(report.validation) == 21
+    (match,) = report.corpus.report["contamination"]["matches"]
+    assert (match["example"], match["benchmark"], match["id"]) == ("rows.jsonl:21", "test", "t1")
+    drop = read_split(data_config(path, f"benchmarks=[{test}]", "decontaminate=drop", "validation_share=0.2"))
+    assert drop.left_out == {"shares text with a benchmark": 1}
+    assert examples[-1].question not in questions(drop, "train") + questions(drop, "validation")
+    # an edited test set is another one
+    test.write_text(json.dumps({"id": "t2", "question": "What else?"}) + "\n")
+    assert read_corpus(data_config(path, f"benchmarks=[{test}]")).report["contamination"]["matches"] == []
+
+
+def test_sources_are_mixed_by_weight_and_validation_holds_each_question_once(tmp_path: Path) -> None:
+    first, second = rows(tmp_path / "a.jsonl", made(300)), rows(tmp_path / "b.jsonl", made(400, start=300))
+    plain = read_split(data_config(first, f"mix=[{{path:{second}}}]", "validation_share=0.2"))
+    mixed = read_split(data_config(first, "weight=2.5", f"mix=[{{path:{second},weight:0.25}}]", "validation_share=0.2"))
+    assert mixed.validation.tolist() == plain.validation.tolist()
+    times = Counter(mixed.train.tolist())
+    own = [index for index in plain.train.tolist() if index < 300]
+    other = [index for index in plain.train.tolist() if index >= 300]
+    assert set(times) <= {*own, *other}
+    assert {times[index] for index in own} == {2, 3}
+    assert {times[index] for index in other} == {0, 1}
+    assert sum(times[index] for index in own) / len(own) == pytest.approx(2.5, abs=0.1)
+    assert sum(times[index] for index in other) / len(other) == pytest.approx(0.25, abs=0.1)
+    assert mixed.corpus.key == plain.corpus.key, "weights act after the cache"
+
+
+def test_bad_rows_stop_the_run_or_are_skipped_up_to_a_ceiling_also_from_the_cache(tmp_path: Path) -> None:
+    path = rows(tmp_path / "rows.jsonl", [*made(98), Example("q", "", "a"), Example("q", "r", "")])
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"2 of 100 rows .*1 empty Complex_CoT .rows.jsonl:99.*on_bad_row=skip"):
+            read_corpus(data_config(path))
+        with pytest.raises(ConfigError, match=r"more than data\.max_bad_share=0\.01"):
+            read_corpus(data_config(path, "on_bad_row=skip"))
+    assert len(read_corpus(data_config(path, "on_bad_row=skip", "max_bad_share=0.02"))) == 98
+
+
+def test_nothing_left_is_refused(tmp_path: Path) -> None:
+    path = rows(tmp_path / "rows.jsonl", [Example("q", "r", "")])
+    with pytest.raises(ConfigError, match="no row that can be learned from"):
+        read_corpus(data_config(path, "on_bad_row=skip", "max_bad_share=1"))
+    rows(path, made(3))
+    with pytest.raises(ConfigError, match="no row of 3 falls into the validation split"):
+        read_split(data_config(path, "validation_share=0.001"))
+
+
+def test_the_fingerprint_names_what_is_learned_and_held_out(tmp_path: Path) -> None:
+    path = rows(tmp_path / "rows.jsonl", made(50))
+    config = data_config(path, "validation_share=0.2")
+    fingerprint = read_split(config).fingerprint
+    assert read_split(config).fingerprint == fingerprint
+    assert read_split(data_config(path, "validation_share=0.2", "seed=1")).fingerprint != fingerprint
+    changed = made(50)
+    changed[7] = Example(changed[7].question, changed[7].reasoning + ".", changed[7].answer)
+    rows(path, changed)
+    assert read_split(config).fingerprint != fingerprint
+
+
+def test_a_changed_file_column_or_format_is_another_corpus_and_a_changed_policy_is_not(tmp_path: Path) -> None:
+    path = rows(tmp_path / "rows.jsonl", made(30))
+    key = read_corpus(data_config(path)).key
+    assert read_corpus(data_config(path, "seed=9", "deduplicate=exact", "row_tokens=64", "weight=3")).key == key
+    assert read_corpus(data_config(path, "format=huatuo")).key != key
+    assert read_corpus(data_config(path, "columns.answer=Complex_CoT")).key != key
+    rows(path, made(31))
+    assert read_corpus(data_config(path)).key != key
+
+
+def test_more_cases_than_a_kind_holds_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    always = Example("the only question?", "r", "a")
+    monkeypatch.setitem(clinical_cases.KINDS, "kidney_stage", lambda rng: always)
+    config: Any = composed("data=clinical_cases", "data.cases=5", "data.case_kinds=[kidney_stage]").data
+    with pytest.raises(ConfigError, match=r"data\.cases=5: only 1 distinct cases could be made"):
+        read_split(config)
