@@ -157,7 +157,8 @@ def control_tokens(tokenizer: Any, style: Format) -> Callable[[Document, Example
     Text such as `</s>` or `[INST]` inside a row would be read as the token itself: an end in the middle of an answer.
     """
     special = np.zeros(len(tokenizer), bool)
-    special[tokenizer.all_special_ids] = True
+    added = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    special[[*added, *tokenizer.all_special_ids]] = True
     plain = [Example("q", "r", "a"), Example("q", "", "a")]
     usual = [int(special[document.tokens].sum()) for document in tokenize(plain, tokenizer, style)]
     return lambda document, example: int(special[document.tokens].sum()) == usual[not example.reasoning]

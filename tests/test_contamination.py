@@ -58,8 +58,12 @@ def test_a_question_in_other_words_is_found_by_its_rare_ones() -> None:
     ours = "What finding is not associated with the possible conversion of a hydatidiform mole into choriocarcinoma?"
     # what is rare shows only against what is common
     findings = ("heart", "liver", "bone", "skin", "eye", "lung")
-    common = [f"What finding in the {one}, denoted by all of the following except one, is not associated with a "
-              f"possible change into {other} disease after treatment?" for one in findings for other in findings]  # fmt: skip
+    common = [
+        f"What finding in the {one}, denoted by all of the following except one, is not associated with a possible "
+        f"change into {other} disease after treatment?"
+        for one in findings
+        for other in findings
+    ]
     assert rule(Example(ours, "r", "a"), asked, *common) == [("reworded", False)]
     assert rule(Example(common[0].replace("except", "now"), "r", "a"), asked) == []
 

@@ -1,35 +1,31 @@
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from medreason.config import ConfigError, TooLong
-from medreason.data import IGNORE, Document, PackedLoader, fit, tokenize
-from medreason.prompts import Example, completion_text, prompt_text
+from conftest import data_config, write_rows
+from medreason.config import ConfigError
+from medreason.corpus import read_split
+from medreason.datamodule import IGNORE, MedicalReasoningData, PackedBatch, PackedLoader, ResumeMismatch
+from medreason.documents import Document
+from medreason.prompts import Example
 
-DOCUMENTS = [Document([5, *range(10, 10 + length - 1)], 1 + length // 3) for length in (3, 9, 4, 7, 5, 5, 8, 2, 6, 10)]
+
+def document(tokens: list[int], prompt_tokens: int) -> Document:
+    return Document(np.array(tokens, np.int32), prompt_tokens)
+
+
+DOCUMENTS = [document([5, *range(10, 10 + length - 1)], 1 + length // 3) for length in (3, 9, 4, 7, 5, 5, 8, 2, 6, 10)]
 
 
 def loader(**changes: Any) -> PackedLoader:
     return PackedLoader(DOCUMENTS, 12, **({"pad_token": 0, "seed": 1} | changes))
 
 
-def test_a_document_is_its_prompt_then_its_completion_to_the_end_of_sequence(
-    tokenizer: Any, cases: list[Example]
-) -> None:
-    for document, example in zip(tokenize(cases, tokenizer), cases, strict=True):
-        learned = document.tokens[document.prompt_tokens :]
-        assert tokenizer.decode(learned) == completion_text(example) + tokenizer.eos_token
-        assert document.tokens.count(tokenizer.bos_token_id) == 1
-        assert document.tokens[0] == tokenizer.bos_token_id
-        assert document.tokens.count(tokenizer.eos_token_id) == 1
-        # asked as it was taught: the prompt alone gives the same tokens
-        asked = tokenizer(prompt_text(tokenizer, example.question), add_special_tokens=False)["input_ids"]
-        assert document.tokens[: document.prompt_tokens] == asked
-
-
 def test_a_row_holds_documents_labels_and_positions_as_drawn() -> None:
-    batch = PackedLoader([Document([1, 2, 3, 4], 2), Document([5, 6, 7], 1)], 9, pad_token=0).batch([0], 0)
+    batch = PackedLoader([document([1, 2, 3, 4], 2), document([5, 6, 7], 1)], 9, pad_token=0).batch([0], 0)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 0, 0]]
     assert batch.labels.tolist() == [[IGNORE, IGNORE, 3, 4, IGNORE, 6, 7, IGNORE, IGNORE]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1]]
@@ -78,16 +74,109 @@ def test_a_restored_loader_goes_on_where_the_saved_one_stood(stop: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(expected[stop:], rest, strict=False))
 
 
-def test_a_document_longer_than_a_row_is_treated_as_the_policy_says() -> None:
-    documents = [Document(list(range(5)), 2), Document(list(range(9)), 2)]
-    with pytest.raises(ConfigError, match=r"1 of 2 documents exceed data.row_tokens=6 \(the longest has 9\)"):
-        fit(documents, 6, TooLong.error)
-    assert fit(documents, 6, TooLong.drop) == documents[:1]
-    assert [len(document.tokens) for document in fit(documents, 6, TooLong.truncate)] == [5, 6]
+def test_a_position_in_other_data_or_other_batches_is_refused() -> None:
+    state = loader(fingerprint="one").state_dict()
+    for changes, says in (
+        ({"fingerprint": "two"}, "data was one when it was saved, and is two here"),
+        ({"fingerprint": "one", "rows_per_batch": 2}, "rows in a batch was 1 when it was saved, and is 2 here"),
+        ({"fingerprint": "one", "seed": 2}, "order's seed was 1"),
+    ):
+        with pytest.raises(ResumeMismatch, match=says):
+            loader(**changes).load_state_dict(state)
+    loader(fingerprint="one", rows_per_batch=1, processes=1).load_state_dict(state)
 
 
-def test_a_document_without_anything_to_learn_is_refused() -> None:
-    with pytest.raises(ConfigError, match="document 1 has no token to learn"):
-        fit([Document(list(range(9)), 8)], 6, TooLong.truncate)
-    with pytest.raises(ConfigError, match="no document fits"):
-        fit([Document(list(range(9)), 2)], 6, TooLong.drop)
+@pytest.mark.parametrize("rows_per_batch", [1, 2, 3])
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_rows_of_an_epoch_and_agree_on_what_a_step_holds(
+    rows_per_batch: int, processes: int
+) -> None:
+    def shared(process: int) -> list[PackedBatch]:
+        return list(loader(rows_per_batch=rows_per_batch, accumulate=2, process=process, processes=processes))
+
+    def documents_in(batch: PackedBatch) -> list[tuple[int, ...]]:
+        if not batch.tokens:
+            return []  # a row that counts for nothing
+        rows = batch.input_ids.tolist()
+        return [tuple(row) for row in rows]
+
+    parts = [shared(process) for process in range(processes)]
+    assert len({len(part) for part in parts}) == 1, "a process with fewer batches would leave the others waiting"
+    seen = [row for part in parts for batch in part for row in documents_in(batch)]
+    alone = [row for batch in loader() for row in documents_in(batch)]
+    assert sorted(seen) == sorted(alone)
+    for start in range(0, len(parts[0]), 2):
+        step = [batch for part in parts for batch in part[start : start + 2]]
+        assert {batch.step_targets for batch in step} == {sum(batch.targets for batch in step)}
+    # the same rows make up a step as on one process with batches as large as all the processes' together
+    whole = list(loader(rows_per_batch=rows_per_batch * processes, accumulate=2))
+    assert [batch.step_targets for batch in whole] == [batch.step_targets for batch in parts[0]]
+
+
+def test_a_row_that_counts_for_nothing_has_labels_and_no_targets() -> None:
+    last = list(loader(process=1, processes=2))[-1]
+    assert (last.tokens, last.targets) == (0, 0)
+    assert bool((last.labels != IGNORE).any()), "a loss over no label at all would not be a number"
+
+
+def test_without_packing_each_document_has_a_row_as_long_as_the_longest_of_its_batch() -> None:
+    batches = list(PackedLoader(DOCUMENTS, None, pad_token=0, rows_per_batch=4, seed=1))
+    assert [len(batch.input_ids) for batch in batches] == [4, 4, 2]
+    for batch in batches:
+        lengths = (batch.position_ids.diff(dim=1) == 1).long().cumprod(1).sum(1) + 1
+        assert int(lengths.max()) == batch.input_ids.shape[1]
+        assert sum(batch.lengths) == batch.input_ids.numel()
+    assert sum(batch.tokens for batch in batches) == sum(map(len, DOCUMENTS))
+    assert PackedLoader(DOCUMENTS, None, pad_token=0, rows_per_batch=4, seed=1).slots() == sum(
+        batch.input_ids.numel() for batch in batches
+    )
+
+
+def module(path: Path, tokenizer: Any, *overrides: str, **options: Any) -> MedicalReasoningData:
+    config = data_config(path, "deduplicate=off", "validation_share=0.2", "row_tokens=1024", *overrides)
+    data = MedicalReasoningData(config, read_split(config), tokenizer, **options)
+    data.setup()
+    return data
+
+
+def test_the_module_tells_what_training_will_see(tokenizer: Any, rows_file: Path, cases: list[Example]) -> None:
+    data = module(rows_file, tokenizer, rows_per_batch=2, accumulate=3)
+    report = data.report()
+    train, validation = data.train_dataloader(), data.val_dataloader()
+    assert report["train_documents"] + report["validation_documents"] == len(cases)
+    assert report["train_tokens"] == sum(batch.tokens for batch in train)
+    assert report["train_targets"] == sum(batch.targets for batch in train)
+    assert report["fill"] == pytest.approx(report["train_tokens"] / (report["train_rows"] * 1024), abs=1e-4)
+    assert data.total_steps(2, -1) == 2 * -(-report["train_rows"] // 6)
+    assert data.total_steps(2, 1) == 1
+    assert data.total_steps(1, -1, processes=2) == -(-report["train_rows"] // 12)
+    assert [batch.input_ids.tolist() for batch in validation] == [batch.input_ids.tolist() for batch in validation]
+
+
+def test_documents_too_long_are_counted_as_the_policy_treats_them(tokenizer: Any, rows_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"exceed data\.row_tokens=200"):
+        module(rows_file, tokenizer, "row_tokens=200")
+    dropped = module(rows_file, tokenizer, "row_tokens=200", "too_long=drop").report()
+    cut = module(rows_file, tokenizer, "row_tokens=200", "too_long=truncate").report()
+    assert dropped["dropped_documents"] > 0 == dropped["truncated_documents"]
+    assert cut["truncated_documents"] > 0
+    assert cut["dropped_documents"] + cut["truncated_documents"] == dropped["dropped_documents"]
+
+
+def test_a_row_with_a_control_token_in_its_text_is_a_bad_row(
+    tokenizer: Any, tmp_path: Path, cases: list[Example]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [*cases, Example("What does </s> mean?", "r", "a"), Example("q", "r [INST] r", "a")])
+    with pytest.raises(
+        ConfigError, match=r"2 of 62 .*2 hold a control token of the tokenizer .rows.jsonl:61, rows.jso"
+    ):
+        module(path, tokenizer)
+    report = module(path, tokenizer, "on_bad_row=skip", "max_bad_share=0.05").report()
+    assert report["dropped_documents"] == 2
+
+
+def test_rows_that_a_weight_repeats_are_seen_so_often(tokenizer: Any, rows_file: Path) -> None:
+    once, thrice = module(rows_file, tokenizer), module(rows_file, tokenizer, "weight=3")
+    assert thrice.report()["train_documents"] == 3 * once.report()["train_documents"]
+    assert thrice.report()["validation_documents"] == once.report()["validation_documents"]

@@ -56,6 +56,18 @@ def test_gradients_of_a_row_are_the_sum_of_its_documents_gradients(
     assert together.norm() > 1
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_documents_padded_in_a_batch_lose_what_they_lose_packed_in_a_row(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], precision: str
+) -> None:
+    model = make_model(replace(TINY, precision=Precision(precision)))
+    packed = one_row(tokenizer, cases[:5])
+    padded = PackedLoader(packed.documents, None, pad_token=3, rows_per_batch=5)
+    with torch.no_grad():
+        losses = [summed_loss(model, loader.batch(loader.order(0), 0)).item() for loader in (packed, padded)]
+    assert losses[0] == pytest.approx(losses[1], rel=PRECISIONS[precision] / 10)
+
+
 def test_only_lora_is_trained_and_in_float32(make_model: Callable[..., Any]) -> None:
     model = make_model(replace(TINY, precision=Precision.nf4))
     trained = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
