@@ -162,8 +162,8 @@ def print_rows(
         console.rule(f"[bold]row {number}[/]: {len(members)} documents, {total:,} tokens, {padding:,} padding")
         for document in members:
             tokens = f"{len(document):,} tokens, {document.targets:,} learned"
-            console.print(f"[yellow]┌── {tokens} ──[/]", soft_wrap=True)
-            console.print(document_text(document, data.tokenizer, style, characters), soft_wrap=True)
+            console.print(f"[yellow]┌── {tokens} ──[/]")
+            console.print(document_text(document, data.tokenizer, style, characters))
     console.rule()
 
 

@@ -1,6 +1,6 @@
 """Examples -> documents of tokens, made once for each corpus, format and tokenizer."""
 
-import json
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -166,8 +166,8 @@ def control_tokens(tokenizer: Any, style: Format) -> Callable[[Document, Example
 
 def tokenizer_digest(tokenizer: Any) -> str:
     """What changes when a tokenizer or its chat template does; padding and truncation, set in passing, do not count."""
-    whole = json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
-    return json.dumps([whole, tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token])
+    whole = [core_of(tokenizer).to_str(), str(tokenizer.chat_template), tokenizer.eos_token, str(tokenizer.bos_token)]
+    return hashlib.sha256("\0".join(whole).encode()).hexdigest()
 
 
 def fit(documents: Sequence[Document], row_tokens: int, too_long: TooLong) -> list[Document]:

@@ -1,16 +1,19 @@
 import re
+import shlex
 
 import pytest
-from test_config import composed
 
-from conftest import ROOT
+from conftest import ROOT, composed
 
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("line", re.findall(r"^python -m medreason\.train (.*?)(?:  +#.*)?$", README, re.M))
+@pytest.mark.parametrize("line", re.findall(r"^python -m medreason\.(?:train|data) (.*)$", README, re.M))
 def test_every_command_of_the_readme_composes(line: str) -> None:
-    overrides = [word.split(",")[0] for word in line.split() if not word.startswith("--") and word != "job"]
+    words = shlex.split(line, comments=True)
+    overrides = [word for word in words if not word.startswith("--") and word != "job"]
+    if "--multirun" in words:
+        overrides = [word.split(",")[0] for word in overrides]
     composed(*overrides)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import ROOT, run_train, tiny_run
+from medreason.config import Format
 
 LENGTH = [
     "trainer.max_steps=14",
@@ -112,5 +113,5 @@ def test_square_brackets_in_a_row_do_not_break_the_summary(tmp_path: Path, capsy
 
     sample = {"question": "Na [mmol/L] [/INST]?", "answer": "[/bold]", "after": "<think>[/]</think>[red"}
     (tmp_path / "samples.json").write_text(json.dumps([sample]))
-    summarize(tmp_path, {"steps": 1, "val_loss_after": 1.0})
+    summarize(tmp_path, {"steps": 1, "val_loss_after": 1.0}, Format.think)
     assert "Na [mmol/L] [/INST]?" in capsys.readouterr().out
