@@ -5,7 +5,7 @@ without a value there is an error, never a silent default. Hydra composes and ch
 `__post_init__` checks ranges when `load` turns the composed tree into these objects.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -165,9 +165,9 @@ class OptimConfig:
 class Columns:
     """Columns of a table by what they hold; null: recognised by name (medreason/records.py)."""
 
-    question: str | None
-    reasoning: str | None
-    answer: str | None
+    question: str | None = None
+    reasoning: str | None = None
+    answer: str | None = None
 
 
 @dataclass
@@ -178,6 +178,7 @@ class Mixed:
     weight: float = 1.0  # how often each of its rows comes in an epoch: 0.5 takes half of them, 2 each twice
     name: str | None = None
     revision: str | None = None
+    columns: Columns = field(default_factory=Columns)
 
     def __post_init__(self) -> None:
         check(bool(self.path), "data.mix", "name a path in each entry", self.path)
@@ -228,6 +229,12 @@ class DataConfig:
             check(not self.mix, "data.mix", "be empty with data=clinical_cases", "entries")
         else:
             check(bool(self.path), "data.path", "name a file or a hub data set (data.path=FILE)", self.path)
+
+    def sources(self) -> list[Mixed]:
+        """data.path as one source among those mixed with it; none for rule-made cases."""
+        if self.path is None or self.source is Source.clinical_cases:
+            return []
+        return [Mixed(self.path, self.weight, self.name, self.revision, self.columns), *self.mix]
 
 
 @dataclass

@@ -8,7 +8,7 @@ Nothing is dropped from it: policies (skip, drop, weights, shares) act on it aft
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from medreason import clinical_cases, contamination, duplicates, prompts, records, sources
 from medreason.cache import cache_key, cached_table, report_of, with_report
 from medreason.clinical_cases import KINDS, generate_cases
-from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Source
+from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Mixed, Source
 from medreason.contamination import benchmark_digest, find_matches, normal, read_questions
 from medreason.duplicates import exact_duplicates, near_duplicates
 from medreason.prompts import Example
@@ -101,13 +101,14 @@ def read_corpus(config: DataConfig, say: Say = lambda line: None) -> Corpus:
         names: tuple[str, ...] = (f"clinical_cases({config.cases}, seed {config.seed})",)
         behind: list[Any] = [config.cases, config.case_kinds, config.seed]
     else:
-        parts = [(config.path, config.name, config.revision), *((m.path, m.name, m.revision) for m in config.mix)]
-        names = tuple(str(path) for path, _, _ in parts)
-        behind = [content_digest(str(path), name, revision) for path, name, revision in parts]
+        names = tuple(source.path for source in config.sources())
+        behind = [
+            [content_digest(one.path, one.name, one.revision, setting), asdict(one.columns)]
+            for one, setting in zip(config.sources(), settings(config), strict=True)
+        ]
     content = {
         "names": names,
         "behind": behind,
-        "columns": asdict(config.columns),
         "format": config.format.value,
         "max_field_chars": config.max_field_chars,
         "near": None if config.deduplicate is Deduplicate.off else config.near_duplicate,
@@ -140,13 +141,11 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
         places = [f"case:{number}" for number in range(1, len(examples) + 1)]
         origins, rows = [0] * len(examples), {"clinical_cases": len(examples)}
     else:
-        assert config.path is not None  # DataConfig checks it
-        parts = [(config.path, config.name, config.revision), *((m.path, m.name, m.revision) for m in config.mix)]
-        for origin, (path, name, revision) in enumerate(parts):
-            say(f"reading {path}")
-            for label, table in tables(path, name, revision):
-                checked = read_examples(table, config.columns, config.format, config.max_field_chars, label, rejects)
-                rows[label] = rows.get(label, 0) + len(table)
+        for origin, (source, setting) in enumerate(zip(config.sources(), settings(config), strict=True)):
+            say(f"reading {source.path}")
+            for label, table in tables(source, setting, rows):
+                checked = read_examples(table, source.columns, config.format, config.max_field_chars, label, rejects)
+                rows[label] = len(table)
                 examples += [example for _, example in checked]
                 places += [f"{label}:{number}" for number, _ in checked]
                 origins += [origin] * len(checked)
@@ -195,14 +194,19 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
     return with_report(pa.table(columns), report)
 
 
-def tables(path: str, name: str | None, revision: str | None) -> Iterable[tuple[str, Sequence[Row]]]:
-    """The tables of a source with the names that row numbers are given under."""
-    if not is_local(path):
-        yield path, list(read_hub(path, name, revision))
+def settings(config: DataConfig) -> list[str]:
+    """The setting that names each source, for errors."""
+    return ["data.path", *["data.mix"] * len(config.mix)]
+
+
+def tables(source: Mixed, setting: str, taken: Container[str]) -> Iterable[tuple[str, Sequence[Row]]]:
+    """The tables of a source with the names that row numbers are given under: the shortest that is not `taken`."""
+    if not is_local(source.path):
+        yield source.path, list(read_hub(source.path, source.name, source.revision, setting=setting))
         return
-    for file in files_of(path):
-        label = file.relative_to(path) if Path(path).is_dir() else Path(file.name)
-        yield str(label), read_file(file)
+    for file in files_of(source.path, setting):
+        label = str(file.relative_to(source.path)) if Path(source.path).is_dir() else file.name
+        yield str(file) if label in taken else label, read_file(file, setting)
 
 
 def cases(config: DataConfig) -> list[Example]:
@@ -263,7 +267,7 @@ def split_corpus(corpus: Corpus, config: DataConfig) -> Split:
 
 def weigh(indices: NDArray[np.int64], corpus: Corpus, config: DataConfig) -> NDArray[np.int64]:
     """Each index as often as its source's weight says; of a weight's fraction, rows chosen by content."""
-    weights = np.array([config.weight, *(mixed.weight for mixed in config.mix)])
+    weights = np.array([source.weight for source in config.sources()] or [config.weight])
     weight = weights[corpus.column("source")[indices]]
     if np.all(weight == 1):
         return indices

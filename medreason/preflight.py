@@ -6,7 +6,7 @@ import urllib.request
 from pathlib import Path
 
 from medreason import embedded
-from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, Source, TrainConfig, TrainerConfig
+from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, TrainConfig, TrainerConfig
 from medreason.sources import is_local
 
 EMBEDDED = "embedded:"
@@ -40,8 +40,8 @@ def settle_hub(model: ModelConfig, data: DataConfig) -> None:
 
     Else the libraries retry every call for half a minute; with the hub off they look into their caches at once.
     """
-    paths = [data.path, *(mixed.path for mixed in data.mix)] if data.source is Source.rows else []
-    data_on_hub = any(path is not None and not is_local(path) for path in [*paths, *data.benchmarks])
+    paths = [*(source.path for source in data.sources()), *data.benchmarks]
+    data_on_hub = any(not is_local(path) for path in paths)
     if "HF_HUB_OFFLINE" not in os.environ and not ((on_hub(model) or data_on_hub) and hub_answers()):
         os.environ["HF_HUB_OFFLINE"] = "1"
 

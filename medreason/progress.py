@@ -3,6 +3,8 @@
 import logging
 import time
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 BEGAN = time.monotonic()
 
@@ -17,6 +19,19 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
     warnings.filterwarnings("ignore", message=".*(exists and is not empty|LeafSpec|does not have many workers).*")
+
+
+def describe_corpus(report: Mapping[str, Any], left_out: Mapping[str, int]) -> list[str]:
+    """What was found about the rows that a reader of the log should know; data.json of the run holds the rest."""
+    lines = [f"skipped {found['count']:,} rows: {reason}" for reason, found in report["rejects"].items()]
+    repeats = report.get("duplicates", {"exact": 0, "near": 0})
+    if repeats["exact"] or repeats["near"]:
+        lines.append(f"{repeats['exact']:,} exact and {repeats['near']:,} near duplicates")
+    if found := report.get("contamination"):
+        lines.append(
+            f"{found['examples']:,} examples share text with {sum(found['benchmarks'].values()):,} test questions"
+        )
+    return lines + [f"left out {count:,}: {reason}" for reason, count in left_out.items()]
 
 
 def describe_data(source: str, counts: dict[str, int | float]) -> str:

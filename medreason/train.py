@@ -17,7 +17,7 @@ from medreason.command import command
 from medreason.config import ConfigError, Format, LoggerKind, Source, TrainConfig
 from medreason.corpus import read_split
 from medreason.preflight import check_run
-from medreason.progress import describe_data, quieten, say
+from medreason.progress import describe_corpus, describe_data, quieten, say
 from medreason.run_directory import provenance, resolve_checkpoint, write_json
 
 
@@ -27,6 +27,8 @@ def train(config: TrainConfig) -> None:
     resumed = resolve_checkpoint(config.ckpt, run)
     split = read_split(config.data, say)
     say(f"{len(split.corpus):,} examples of {split.corpus.source}")
+    for line in describe_corpus(split.corpus.report, split.left_out):
+        say(line)
 
     say("importing Unsloth (10 to 30 seconds)")
     from medreason.model import import_unsloth, load_model, load_tokenizer

@@ -129,6 +129,20 @@ def test_sources_are_mixed_by_weight_and_validation_holds_each_question_once(tmp
     assert mixed.corpus.key == plain.corpus.key, "weights act after the cache"
 
 
+def test_each_source_of_a_mix_has_columns_of_its_own_and_a_name_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    first = rows(tmp_path / "rows.jsonl", made(3))
+    second = tmp_path / "other" / "rows.jsonl"
+    second.write_text(json.dumps({"ask": "why?", "reply": "so"}) + "\n" + json.dumps({"ask": "", "reply": "so"}))
+    mix = f"mix=[{{path:{second},columns:{{question:ask,answer:reply}}}}]"
+    corpus = read_corpus(data_config(first, mix, "on_bad_row=skip", "max_bad_share=0.5"))
+    assert corpus.example(3) == Example("why?", "", "so")
+    assert corpus.table["place"].to_pylist()[2:] == ["rows.jsonl:3", f"{second}:1"]
+    assert corpus.report["rejects"] == {"empty ask": {"count": 1, "places": [f"{second}:2"]}}
+    with pytest.raises(ConfigError, match=r"data\.mix=.*gone.jsonl: no such file"):
+        read_corpus(data_config(first, "mix=[{path:gone.jsonl}]"))
+
+
 def test_bad_rows_stop_the_run_or_are_skipped_up_to_a_ceiling_also_from_the_cache(tmp_path: Path) -> None:
     path = rows(tmp_path / "rows.jsonl", [*made(98), Example("q", "", "a"), Example("q", "r", "")])
     for _ in range(2):
