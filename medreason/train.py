@@ -139,9 +139,11 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
     results["steps"] = trainer.global_step
     model.save_pretrained(run / "adapter")
     tokenizer.save_pretrained(run / "adapter")
-    results["val_loss_after"] = float(trainer.callback_metrics.get("val/loss", torch.nan))
-    if trainer.global_step % config.trainer.validate_every_steps:
-        results["val_loss_after"] = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
+    # measured at the last step already, unless that was no multiple, or a finished run was resumed and made none
+    measured = trainer.callback_metrics.get("val/loss")
+    if measured is None or trainer.global_step % config.trainer.validate_every_steps:
+        measured = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
+    results["val_loss_after"] = float(measured)
     ask(config, model, tokenizer, samples, "after")
     if config.data.source is Source.clinical_cases and samples:
         results |= accuracies(samples, config.data.format)

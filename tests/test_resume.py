@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -74,8 +75,6 @@ def test_last_finds_the_newest_checkpoint_and_another_rank_is_refused(unbroken: 
 
 
 def test_a_run_directory_names_everything_that_made_it(unbroken: Path) -> None:
-    import json
-
     names = {path.name for path in unbroken.iterdir()}
     assert names >= {"config.yaml", "run.json", "metrics.csv", "curves.png", "samples.json", "adapter", "checkpoints"}
     record = json.loads((unbroken / "run.json").read_text())
@@ -107,11 +106,30 @@ def test_a_finished_run_can_be_trained_further(unbroken: Path, rows_file: Path, 
 
 
 def test_square_brackets_in_a_row_do_not_break_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-
     from medreason.train import summarize
 
     sample = {"question": "Na [mmol/L] [/INST]?", "answer": "[/bold]", "after": "<think>[/]</think>[red"}
     (tmp_path / "samples.json").write_text(json.dumps([sample]))
     summarize(tmp_path, {"steps": 1, "val_loss_after": 1.0}, Format.think)
     assert "Na [mmol/L] [/INST]?" in capsys.readouterr().out
+
+
+def test_a_finished_run_resumed_without_more_steps_still_measures_itself(
+    unbroken: Path, rows_file: Path, tmp_path: Path
+) -> None:
+    checkpoint = unbroken / "checkpoints" / "last.ckpt"
+    said = run_train(*tiny_run(tmp_path / "again", rows_file, *LENGTH, f"ckpt={checkpoint}"))
+    assert said.returncode == 0, said.stderr[-3000:]
+    results = [json.loads((run / "run.json").read_text())["results"] for run in (unbroken, tmp_path / "again")]
+    assert results[1]["val_loss_after"] == pytest.approx(results[0]["val_loss_after"], rel=1e-6)
+
+
+def test_a_checkpoint_is_not_resumed_on_other_rows(unbroken: Path, rows_file: Path, tmp_path: Path) -> None:
+    checkpoint = unbroken / "checkpoints" / "last.ckpt"
+    other = tmp_path / "rows.jsonl"
+    other.write_text(rows_file.read_text().replace("Stage", "stage", 1))
+    said = run_train(*tiny_run(tmp_path / "run", other, *LENGTH, "trainer.max_steps=16", f"ckpt={checkpoint}"))
+    assert said.returncode == 2
+    last = said.stderr.splitlines()[-1]
+    assert last.startswith(f"medreason.train: ckpt={checkpoint}: data was ")
+    assert last.endswith("resume with the settings it was trained with")
