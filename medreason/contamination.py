@@ -19,8 +19,6 @@ of 32 that begins at a multiple of 32; so only those blocks are looked up, and t
                             one whole block lies inside
 """
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,12 +29,11 @@ import numpy as np
 from medreason.config import ConfigError
 from medreason.prompts import Example
 from medreason.sources import content_digest, files_of, is_local, read_file, read_hub
+from medreason.wording import normal, words
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
 BOILERPLATE = 4  # benchmark questions that share a run
 QUESTIONS_AT_ONCE = 256  # compared with all examples: 256 x 80,000 similarities are 160 MB
-# a Chinese character counts as a word: nothing parts the words there
-WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
 
 
 @dataclass(frozen=True)
@@ -166,12 +163,3 @@ def shared_runs(texts: Iterable[Any], questions: Sequence[Any], length: int) -> 
             for text_number in holders.get(run, ()):
                 first.setdefault((text_number, number), run)
     return [(text_number, number, run) for (text_number, number), run in first.items()]
-
-
-def normal(text: str) -> str:
-    """Text with case, Unicode form and spacing made alike."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def words(text: str) -> tuple[str, ...]:
-    return tuple(WORD.findall(text))

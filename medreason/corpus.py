@@ -17,15 +17,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medreason import clinical_cases, contamination, duplicates, prompts, records, sources
+from medreason import clinical_cases, contamination, duplicates, prompts, records, sources, wording
 from medreason.cache import cache_key, cached_table, report_of, with_report
 from medreason.clinical_cases import KINDS, generate_cases
 from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Mixed, Source
-from medreason.contamination import benchmark_digest, find_matches, normal, read_questions
+from medreason.contamination import benchmark_digest, find_matches, read_questions
 from medreason.duplicates import exact_duplicates, near_duplicates
 from medreason.prompts import Example
 from medreason.records import Rejects, read_examples, settle_rejects
 from medreason.sources import Row, content_digest, files_of, is_local, read_file, read_hub
+from medreason.wording import normal
 
 Say = Callable[[str], None]
 UNIQUE, EXACT, NEAR = 0, 1, 2  # the column `repeats`
@@ -114,7 +115,7 @@ def read_corpus(config: DataConfig, say: Say = lambda line: None) -> Corpus:
         "near": None if config.deduplicate is Deduplicate.off else config.near_duplicate,
         "benchmarks": [benchmark_digest(path) for path in compared],
     }
-    code = (sources, records, prompts, clinical_cases, duplicates, contamination)
+    code = (sources, records, prompts, clinical_cases, duplicates, contamination, wording)
     key = cache_key(content, __file__, *(module.__file__ for module in code))
     table = cached_table("corpus", key, lambda: build_table(config, compared, say))
     corpus = Corpus(table, key, names)

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from medreason.contamination import words
+from medreason.wording import words
 
 SHINGLE = 3  # words
 PERMUTATIONS = 126  # length of a sketch; it has many divisors, so many ways to cut it into bands
@@ -19,7 +19,7 @@ MARGIN = 0.1  # 2.8 standard deviations of a sketch's estimate at similarity 0.8
 
 
 def exact_duplicates(questions: Sequence[str], answers: Sequence[str]) -> dict[int, int]:
-    """Example -> the first one with the same question and answer. Texts are normal (contamination.normal)."""
+    """Example -> the first one with the same question and answer. Texts are normal (wording.normal)."""
     first: dict[tuple[str, str], int] = {}
     repeats = {}
     for number, key in enumerate(zip(questions, answers, strict=True)):

@@ -50,7 +50,7 @@ def files_of(path: str, setting: str = PATH) -> list[Path]:
 def content_digest(path: str, name: str | None, revision: str | None, setting: str = PATH) -> str:
     """What changes when the rows behind a path change: a hash of the files, or the hub's commit."""
     if not is_local(path):
-        return f"hub {path} {name} {pinned_revision(path, revision)}"
+        return f"hub {path} {name} {pinned_revision(path, revision, setting)}"
     digest = hashlib.sha256()
     for file in files_of(path, setting):
         with file.open("rb") as opened:
@@ -58,7 +58,7 @@ def content_digest(path: str, name: str | None, revision: str | None, setting: s
     return digest.hexdigest()
 
 
-def pinned_revision(path: str, revision: str | None) -> str:
+def pinned_revision(path: str, revision: str | None, setting: str = PATH) -> str:
     """The commit that a revision of a hub data set means now; offline, the one in the hub's cache."""
     if revision and PINNED.fullmatch(revision):
         return revision
@@ -71,7 +71,7 @@ def pinned_revision(path: str, revision: str | None) -> str:
         cached = Path(constants.HF_HUB_CACHE) / folder / "refs" / (revision or "main")
         if cached.is_file():
             return cached.read_text().strip()
-        raise unreachable(path, PATH, error) from error
+        raise unreachable(path, setting, error) from error
 
 
 def unreachable(path: str, setting: str, error: Exception) -> ConfigError:

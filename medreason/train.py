@@ -140,7 +140,7 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
     model.save_pretrained(run / "adapter")
     tokenizer.save_pretrained(run / "adapter")
     # measured at the last step already, unless that was no multiple, or a finished run was resumed and made none
-    measured = trainer.callback_metrics.get("val/loss")
+    measured: Any = trainer.callback_metrics.get("val/loss")
     if measured is None or trainer.global_step % config.trainer.validate_every_steps:
         measured = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
     results["val_loss_after"] = float(measured)

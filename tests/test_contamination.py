@@ -6,8 +6,9 @@ import pytest
 
 from conftest import SHARED
 from medreason.config import ConfigError
-from medreason.contamination import Question, find_matches, normal, read_questions, shared_runs, words
+from medreason.contamination import Question, find_matches, read_questions, shared_runs
 from medreason.prompts import Example
+from medreason.wording import normal, words
 
 STEM = (
     "a patient taking drugs for rheumatoid arthritis with cataract surgery one year back presents with sudden "

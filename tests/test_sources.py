@@ -123,8 +123,8 @@ def test_a_pinned_revision_needs_no_hub_and_another_is_looked_up(
     commit = "0123456789abcdef0123456789abcdef01234567"
     assert pinned_revision("a/b", commit) == commit
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match="nor to be had from the hub"):
-        pinned_revision("a/b", None)
+    with pytest.raises(ConfigError, match=r"data\.benchmarks=a/b: neither a file here nor to be had from the hub"):
+        pinned_revision("a/b", None, "data.benchmarks")
     refs = tmp_path / "datasets--a--b" / "refs"
     refs.mkdir(parents=True)
     (refs / "main").write_text(commit)
