@@ -21,7 +21,7 @@ from medreason.command import command
 from medreason.config import Format, TrainConfig
 from medreason.corpus import Split, read_split
 from medreason.preflight import check_hub_model, check_model_path, settle_hub
-from medreason.progress import say
+from medreason.progress import describe_rows, say
 from medreason.prompts import marks
 from medreason.run_directory import write_json
 
@@ -127,7 +127,7 @@ def print_packing(console: Console, counts: dict[str, int | float]) -> None:
     table.add_row("documents", f"{counts['train_documents']:,} to learn, {counts['validation_documents']:,} held out")
     table.add_row("dropped, truncated", f"{counts['dropped_documents']:,}, {counts['truncated_documents']:,}")
     table.add_row("tokens", f"{counts['train_tokens']:,}, of which {learned:.1%} are learned (completions)")
-    table.add_row("rows", f"{counts['train_rows']:,} of {counts['row_tokens']:,} tokens, {counts['fill']:.2%} full")
+    table.add_row("packing", describe_rows(counts))
     table.add_row("steps per epoch", f"{counts['steps_per_epoch']:,}")
     console.print(table)
 

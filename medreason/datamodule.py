@@ -247,7 +247,7 @@ class MedicalReasoningData(L.LightningDataModule):
             "train_tokens": sum(lengths),
             "train_targets": train.count_targets(range(len(train.rows))),
             "longest_document": max(lengths),
-            "row_tokens": self.config.row_tokens,
+            "row_tokens": train.row_tokens or 0,  # 0: a document a row, padded to its batch
             "fill": round(sum(lengths) / train.slots(), 4),
         }
 

@@ -43,6 +43,11 @@ def describe_data(source: str, counts: dict[str, int | float]) -> str:
     ]
     return (
         f"{source}: {counts['train_documents']:,} to learn, {counts['validation_documents']:,} held out"
-        f"{', ' + ', '.join(lost) if lost else ''}; {counts['train_rows']:,} rows of {counts['row_tokens']:,} tokens, "
-        f"{counts['fill']:.1%} full"
+        f"{', ' + ', '.join(lost) if lost else ''}; {describe_rows(counts)}"
     )
+
+
+def describe_rows(counts: Mapping[str, int | float]) -> str:
+    """How many rows of what length, and how full."""
+    length = f"of {counts['row_tokens']:,} tokens" if counts["row_tokens"] else "of a document each, padded by batch"
+    return f"{counts['train_rows']:,} rows {length}, {counts['fill']:.1%} full"
