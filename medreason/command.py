@@ -18,9 +18,11 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -58,6 +60,19 @@ def command(task: Callable[[TrainConfig], None], name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         refuse(name, error)
+
+
+def swept_settings() -> dict[str, str]:
+    """What this job of a multirun was given that its siblings were not, by dotted name; nothing in a single run."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is not RunMode.MULTIRUN:
+        return {}
+    parser = OverridesParser.create()
+    asked = parser.parse_overrides([word for word in sys.argv[1:] if "=" in word and not word.startswith("-")])
+    swept = {override.key_or_group for override in asked if override.is_sweep_override()}
+    swept |= set(OmegaConf.to_container(hydra_config.sweeper).get("params") or {})  # type: ignore[union-attr]
+    given = parser.parse_overrides(list(hydra_config.overrides.task))
+    return {one.key_or_group: str(one.get_value_element_as_str()) for one in given if one.key_or_group in swept}
 
 
 def refuse(name: str, error: Exception) -> NoReturn:

@@ -6,14 +6,14 @@ What is cheap and can fail comes first: configuration, hardware, rows. Then Unsl
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from medreason.command import command
+from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, LoggerKind, Source, TrainConfig
 from medreason.corpus import read_split
 from medreason.preflight import check_run
@@ -53,6 +53,7 @@ def train(config: TrainConfig) -> None:
         "status": "running",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **provenance(),
+        "swept": swept_settings(),
         "resumed_from": str(resumed) if resumed else None,
         "data": {"source": split.corpus.source, "sha256": split.fingerprint, **counts, "left_out": split.left_out},
     }
@@ -62,6 +63,7 @@ def train(config: TrainConfig) -> None:
     import lightning as L
 
     quieten()
+    free_memory()
     L.seed_everything(config.seed, verbose=False)
     try:
         say(f"loading {config.model.path} in {config.model.precision.value}")
@@ -80,6 +82,18 @@ def train(config: TrainConfig) -> None:
         write_json(run / "run.json", record)
         finish_wandb(failed=record["status"] != "finished")
     summarize(run, record["results"], config.data.format)
+
+
+def free_memory() -> None:
+    """Gives back what an earlier job of a multirun in this process left behind."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokenizer: Any, data: Any) -> dict[str, Any]:
@@ -195,8 +209,32 @@ def wandb_logger(config: TrainConfig, run: Path) -> list[Any]:
     if offline:
         say(f"W&B: no account here, logging offline; later: wandb sync {run}/wandb/offline-run-*")
     resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    settings: dict[str, Any] = {"name": config.logger.name or run.name, "tags": config.logger.tags, "config": resolved}
+    swept = swept_settings()
+    settings: dict[str, Any] = {
+        "name": config.logger.name or describe_swept(swept) or run.name,
+        "group": run.parent.name if swept else None,  # the jobs of a sweep stand together
+        "job_type": "trial" if swept else "train",
+        "tags": config.logger.tags,
+        "config": resolved,
+    }
     return [WandbLogger(project=config.logger.project, save_dir=run, offline=offline, **settings)]
+
+
+def describe_swept(swept: Mapping[str, str]) -> str:
+    """What tells a sweep's jobs apart, short: `r=32 lr=1e-4`."""
+    return " ".join(f"{key.rpartition('.')[2]}={short_number(value)}" for key, value in swept.items())
+
+
+def short_number(text: str) -> str:
+    """A small number as people write it: 0.0001 as 1e-4. Any other text as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not 0 < abs(number) < 0.01:
+        return text
+    mantissa, exponent = f"{number:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def has_wandb_account() -> bool:
