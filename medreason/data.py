@@ -43,19 +43,11 @@ def show(config: TrainConfig) -> None:
     split = read_split(config.data, say)
 
     say(f"{len(split.corpus):,} examples; loading the tokenizer of {config.model.path}")
-    from medreason.datamodule import MedicalReasoningData
+    from medreason.datamodule import prepare
     from medreason.model import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
-    data = MedicalReasoningData(
-        config.data,
-        split,
-        tokenizer,
-        rows_per_batch=config.trainer.rows_per_batch,
-        accumulate=config.trainer.accumulate,
-        say=say,
-    )
-    data.setup()
+    data = prepare(config, split, tokenizer, say)
     counts = data.report() | {"steps_per_epoch": data.total_steps(1, -1)}
     write_json(run / "data.json", split.corpus.report | {"left_out": split.left_out, "packing": counts})
     draw(data, run / "data.png")

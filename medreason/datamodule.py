@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medreason.config import DataConfig, Packing
+from medreason.config import DataConfig, Packing, TrainConfig
 from medreason.corpus import Split
 from medreason.documents import Document, fit, read_documents
 from medreason.packing import Rows, pack
@@ -255,6 +255,16 @@ class MedicalReasoningData(L.LightningDataModule):
         """Documents that lost their end to the row length."""
         documents = [document for loader in self.loaders.values() for document in loader.documents]
         return sum(int(document.tokens[-1]) != self.tokenizer.eos_token_id for document in documents)
+
+
+def prepare(config: TrainConfig, split: Split, tokenizer: Any, say: Callable[[str], None]) -> MedicalReasoningData:
+    """The data of a run, set up. Raises ConfigError for rows that cannot be trained on."""
+    trainer = config.trainer
+    data = MedicalReasoningData(
+        config.data, split, tokenizer, rows_per_batch=trainer.rows_per_batch, accumulate=trainer.accumulate, say=say
+    )
+    data.setup()
+    return data
 
 
 def refuse_control_tokens(documents: Sequence[Document | None], split: Split, config: DataConfig) -> None:

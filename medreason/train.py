@@ -34,18 +34,10 @@ def train(config: TrainConfig) -> None:
     from medreason.model import import_unsloth, load_model, load_tokenizer
 
     import_unsloth()
-    from medreason.datamodule import MedicalReasoningData
+    from medreason.datamodule import prepare
 
     tokenizer = load_tokenizer(config.model)
-    data = MedicalReasoningData(
-        config.data,
-        split,
-        tokenizer,
-        rows_per_batch=config.trainer.rows_per_batch,
-        accumulate=config.trainer.accumulate,
-        say=say,
-    )
-    data.setup()
+    data = prepare(config, split, tokenizer, say)
     counts = data.report()
     say(describe_data(split.corpus.source, counts))
 
