@@ -39,19 +39,13 @@ def grow(rows: str, count: int) -> None:
 
 
 def ours(model: str, rows: str, row_tokens: int) -> None:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-
-    from medreason.command import load, root
-    from medreason.config import TrainConfig
+    from medreason.command import composed
     from medreason.corpus import read_split
     from medreason.datamodule import MedicalReasoningData
     from medreason.model import load_tokenizer
 
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
-    with initialize_config_dir(str(root() / "conf"), version_base="1.3"):
-        config = load(compose("train", [f"model.path={model}", "data=local", f"data.path={rows}",
-                                        f"data.row_tokens={row_tokens}", "data.too_long=truncate"]))  # fmt: skip
+    config = composed(f"model.path={model}", "data=local", f"data.path={rows}", f"data.row_tokens={row_tokens}",
+                      "data.too_long=truncate")  # fmt: skip
     tokenizer = load_tokenizer(config.model)
     imports = peak_gb()
     began = time.perf_counter()

@@ -13,20 +13,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from medreason.config import (
-    Algorithm,
-    DataConfig,
-    Decay,
-    LoraConfig,
-    ModelConfig,
-    OptimConfig,
-    Precision,
-    Recompute,
-    Source,
-    TooLong,
-)
+from medreason.command import composed
+from medreason.corpus import read_split
 from medreason.model import import_unsloth, load_model, load_tokenizer, summed_loss
-from medreason.records import read_split
 
 import_unsloth()
 import lightning as L  # noqa: E402
@@ -34,12 +23,11 @@ import torch  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 from medreason.callbacks import Throughput  # noqa: E402
-from medreason.data import MedicalReasoningData, PackedBatch, PackedLoader  # noqa: E402
+from medreason.datamodule import MedicalReasoningData, PackedBatch, PackedLoader  # noqa: E402
 from medreason.finetuner import Finetuner  # noqa: E402
 from medreason.optimizer import build_optimizer  # noqa: E402
 
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-OPTIM = OptimConfig(Algorithm.adamw_8bit, 2e-4, 1.0, [0.9, 0.999], 1e-8, 0.01, 5, Decay.linear, 1.0)
+OPTIM = composed().optim
 
 
 def endless(loader: PackedLoader) -> Iterator[PackedBatch]:
@@ -90,15 +78,13 @@ def main(
     mode: str, path: str, rows: str, row_tokens: str = "8192", steps: str = "24", precision: str = "32-true"
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    held = Precision.nf4 if device == "cuda" else Precision.half
-    config = ModelConfig(path, None, held, None)
-    lora = LoraConfig(16, 16.0, 0.0, LINEARS, False, False)
-    source = DataConfig(Source.rows, rows, None, None, 0, None, int(row_tokens), TooLong.truncate, 0.05, None, 1)
-    data = MedicalReasoningData(
-        read_split(source), load_tokenizer(config), row_tokens=int(row_tokens), too_long=TooLong.truncate, seed=1
-    )
+    held = "nf4" if device == "cuda" else "half"
+    config = composed(f"model.path={path}", f"model.precision={held}", f"data.path={rows}",
+                      f"data.row_tokens={row_tokens}", "data.too_long=truncate", "trainer.recompute=none")  # fmt: skip
+    data = MedicalReasoningData(config.data, read_split(config.data), load_tokenizer(config.model))
     data.setup()
-    model = load_model(config, lora, row_tokens=int(row_tokens), recompute=Recompute.none, seed=1)
+    recompute = config.trainer.recompute
+    model = load_model(config.model, config.lora, row_tokens=int(row_tokens), recompute=recompute, seed=1)
     run = {"bare": bare, "lightning": inside_lightning}[mode]
     ends = run(model, data.train_dataloader(), int(steps), precision, device)[int(steps) // 3 :]
     rate = (len(ends) - 1) / (ends[-1] - ends[0])

@@ -62,6 +62,14 @@ def command(task: Callable[[TrainConfig], None], name: str) -> None:
         refuse(name, error)
 
 
+def composed(*overrides: str) -> TrainConfig:
+    """The typed configuration of a command line, for scripts that are no command. Raises Hydra's errors as well."""
+    Plugins.instance().register(NamedRuns)
+    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+        return load(hydra.compose("train", overrides=list(overrides)))
+
+
 def swept_settings() -> dict[str, str]:
     """What this job of a multirun was given that its siblings were not, by dotted name; nothing in a single run."""
     hydra_config = HydraConfig.get()

@@ -104,7 +104,7 @@ class PackedLoader:
         first = index * together + self.process * self.rows_per_batch
         in_step = index * together - index * together % step
         step_targets = self.count_targets(order[in_step : in_step + step])
-        own = order[first : min(first + self.rows_per_batch, (index + 1) * together)]
+        own = order[first : first + self.rows_per_batch]
         if not own:
             return replace(self.collate(order[:1], step_targets), tokens=0, targets=0)
         return self.collate(own, step_targets)

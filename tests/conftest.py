@@ -17,13 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 
 from medreason.clinical_cases import generate_cases
-from medreason.command import NamedRuns, load
-from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig
+from medreason.command import composed
+from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision, Recompute
 from medreason.model import load_model, load_tokenizer
 from medreason.prompts import Example
 
@@ -31,14 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real rows; tests that need them skip without
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 TINY = ModelConfig("embedded:tiny", None, Precision.half, None)
-
-
-def composed(*overrides: str) -> TrainConfig:
-    """The typed configuration of a command line."""
-    Plugins.instance().register(NamedRuns)
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return load(compose("train", overrides=list(overrides)))
 
 
 def data_config(path: Path | str, *overrides: str) -> DataConfig:
