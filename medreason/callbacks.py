@@ -1,6 +1,9 @@
 """What a run does besides training: random states in checkpoints, throughput, checkpoints themselves."""
 
+import math
 import random
+import resource
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -8,9 +11,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 
+from medreason.config import RunFailed
 from medreason.datamodule import PackedBatch
+from medreason.flops import attention_flops, peak_flops, shape_of, token_flops
+from medreason.progress import say
 
 
 class RandomStates(Callback):
@@ -49,47 +55,137 @@ class RandomStates(Callback):
 
 
 class Throughput(Callback):
-    """Logs `train/tokens_per_second` of each optimizer step but the first: document tokens, padding left out."""
+    """Logs, of each optimizer step but the first, on all devices together, padding left out:
 
-    def __init__(self) -> None:
-        self.tokens, self.since, self.step = 0, 0.0, -1
+    `train/tokens_per_second` (document tokens), `train/tokens` (since the run began), `train/memory_gib` (peak so far),
+    and where the GPU's peak is known `train/mfu` (share of it that the model's own operations take).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.shape = shape_of(model.config)
+        self.per_token = token_flops(self.shape, sum(p.numel() for p in model.parameters() if p.requires_grad))
+        self.peak = peak_flops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+        self.total, self.step = 0, -1
+        self.tokens, self.flops, self.since = 0, 0, 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"total": self.total}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.total = state_dict["total"]
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
     ) -> None:
         self.tokens += batch.tokens
+        self.flops += self.per_token * batch.tokens + attention_flops(self.shape, batch.lengths)
         if trainer.global_step == self.step:
             return  # in the middle of accumulation
+        counts = torch.tensor([self.tokens, self.flops], dtype=torch.float64, device=pl_module.device)
+        tokens, flops = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        self.total += int(tokens)
         now = time.perf_counter()
         if self.since:
-            pl_module.log("train/tokens_per_second", self.tokens / (now - self.since), prog_bar=True)
-        self.tokens, self.since, self.step = 0, now, trainer.global_step
+            seconds = now - self.since
+            pl_module.log("train/tokens_per_second", tokens / seconds, prog_bar=True)
+            if self.peak:
+                pl_module.log("train/mfu", flops / seconds / (self.peak * trainer.world_size))
+        pl_module.log("train/tokens", float(self.total))
+        pl_module.log("train/memory_gib", peak_memory_gib())
+        self.tokens, self.flops, self.since, self.step = 0, 0, now, trainer.global_step
 
     def on_validation_end(self, *_: Any, **__: Any) -> None:
         self.since = 0.0  # the time of a validation is not training's
-        self.tokens = 0
+        self.tokens, self.flops = 0, 0
 
 
-class LastStep(Callback):
-    """Saves the last step of a run too, so that a finished run can be trained further.
+def peak_memory_gib() -> float:
+    """Most memory that this process has held so far: reserved on its GPU, without one resident on the host."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
-    After `fit` it would be too late: Lightning then counts the epoch as done, and a resumed run would not go on in it.
-    """
 
-    def __init__(self, path: Path, total_steps: int) -> None:
-        self.path, self.total_steps = path, total_steps
+class FiniteLoss(Callback):
+    """Ends training whose loss is no number any more, before a checkpoint holds it. Raises RunFailed."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        if trainer.global_step == self.total_steps:
+        self.check(trainer, "train/loss")
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self.check(trainer, "val/loss")
+
+    def check(self, trainer: L.Trainer, metric: str) -> None:
+        value: Any = trainer.callback_metrics.get(metric)
+        if value is not None and not math.isfinite(value):
+            raise RunFailed(
+                f"{metric} became {float(value)} at step {trainer.global_step}; lower optim.lr, or lengthen "
+                "optim.warmup_steps"
+            )
+
+
+class LastCheckpoint(Checkpoint):
+    """Saves `path` every so many optimizer steps, at the last one, and when the process is asked to stop.
+
+    After the validation of a step where there is one: a checkpoint from before it would, resumed, never validate. And
+    not after `fit`: Lightning then counts the epoch as done, and a resumed run would not go on in it.
+
+    Asked to stop: by SIGINT (Ctrl-C), SIGTERM, or the signal of a scheduler about to take the machine away (SIGUSR2).
+    The step in hand is ended and saved, then Stopped is raised. A second Ctrl-C does not wait for that.
+    """
+
+    def __init__(self, path: Path, every_steps: int, total_steps: int) -> None:
+        self.path, self.every_steps, self.total_steps = path, every_steps, total_steps
+        self.step, self.waiting, self.asked = -1, False, False
+        self.handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.step = trainer.global_step
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+            self.handlers[number] = signal.signal(number, self.ask)
+
+    def ask(self, number: int, frame: Any) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        say(f"{signal.Signals(number).name}: stopping after this step")
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            return  # in the middle of accumulation
+        self.step = trainer.global_step
+        self.waiting = (trainer.fit_loop.total_batch_idx + 1) % (trainer.val_check_batch or 1) == 0
+        if not self.waiting:
+            self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.waiting:
+            self.waiting = False
+            self.save(trainer)
+
+    def save(self, trainer: L.Trainer) -> None:
+        # all processes stop at the same step, whichever of them was asked
+        stop = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        if stop or self.step % self.every_steps == 0 or self.step == self.total_steps:
             trainer.save_checkpoint(self.path)
+        if stop:
+            raise Stopped(self.step)
+
+    def teardown(self, *_: Any, **__: Any) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+
+class Stopped(Exception):
+    """Training was asked to stop, and has saved its last checkpoint."""
 
 
 def checkpoints(folder: Path, *, monitor: str, every_steps: int, total_steps: int) -> list[Callback]:
-    """Two files: `last.ckpt` to resume from, `best.ckpt` by the monitored metric.
+    """Two files: `best.ckpt` by the monitored metric, `last.ckpt` to resume from, which knows of the best one.
 
     Lightning writes a checkpoint beside its name and renames it, so a kill at any moment leaves the one before.
     """
-    last = ModelCheckpoint(folder, "last", every_n_train_steps=every_steps, save_top_k=1, enable_version_counter=False)
     best = ModelCheckpoint(
         folder,
         "best",
@@ -98,4 +194,4 @@ def checkpoints(folder: Path, *, monitor: str, every_steps: int, total_steps: in
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-    return [last, best, LastStep(folder / "last.ckpt", total_steps), RandomStates()]
+    return [RandomStates(), best, LastCheckpoint(folder / "last.ckpt", every_steps, total_steps)]

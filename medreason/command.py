@@ -26,7 +26,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medreason.config import ConfigError, TrainConfig
+from medreason.config import ConfigError, RunFailed, TrainConfig
+
 
 
 def root() -> Path:
@@ -44,7 +45,10 @@ class NamedRuns(SearchPathPlugin):
 
 def command(task: Callable[[TrainConfig], None], name: str) -> None:
     """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
+    from medreason import sweeper  # it uses this module
+
     Plugins.instance().register(NamedRuns)
+    sweeper.register()
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to us instead of Hydra's own report
 
@@ -52,13 +56,15 @@ def command(task: Callable[[TrainConfig], None], name: str) -> None:
         # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
         try:
             task(load(config))
-        except (ConfigError, OmegaConfBaseException) as error:
+        except (ConfigError, RunFailed, OmegaConfBaseException) as error:
             discard(Path(HydraConfig.get().runtime.output_dir))
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # the jobs after this one still run; Hydra hands on the first error after the last job
             refuse(name, error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (ConfigError, RunFailed, HydraException, OmegaConfBaseException) as error:
         refuse(name, error)
 
 
@@ -84,9 +90,9 @@ def swept_settings() -> dict[str, str]:
 
 
 def refuse(name: str, error: Exception) -> NoReturn:
-    """Says what is wrong in one line and ends the process with exit code 2."""
+    """Says what is wrong in one line and ends the process: exit code 2, or 1 where training itself failed."""
     print(f"medreason.{name}: {explain(error)}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
 def discard(run: Path) -> None:

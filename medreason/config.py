@@ -5,12 +5,18 @@ without a value there is an error, never a silent default. Hydra composes and ch
 `__post_init__` checks ranges when `load` turns the composed tree into these objects.
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 
 class ConfigError(ValueError):
     """Something the user can mend. One line: what is wrong, and what to do. Ends a command with exit code 2."""
+
+
+class RunFailed(RuntimeError):
+    """Training that could not go on. One line: what happened, and what to do. Ends a command with exit code 1."""
 
 
 class Precision(Enum):
@@ -105,6 +111,22 @@ class LoggerKind(Enum):
     wandb = "wandb"
 
 
+class Sampler(Enum):
+    """How the next trial of a sweep is chosen."""
+
+    tpe = "tpe"  # tree-structured Parzen estimator: where good trials lie close together
+    random = "random"
+
+
+class Pruner(Enum):
+    """How hopeless trials of a sweep are found before their end."""
+
+    none = "none"
+    asha = "asha"  # asynchronous successive halving: at each rung, only the best of reduction_factor go on
+    hyperband = "hyperband"  # several such ladders, which begin at different rungs
+    median = "median"  # a trial worse than the median of the others at the same step ends
+
+
 def check(holds: bool, key: str, rule: str, value: object) -> None:
     """Raises ConfigError `key must RULE, got VALUE` unless `holds`."""
     if not holds:
@@ -125,7 +147,7 @@ class ModelConfig:
 @dataclass
 class LoraConfig:
     r: int  # rank of the update
-    alpha: float  # the update is scaled by alpha/r, with rslora by alpha/sqrt(r)
+    alpha: Any  # a number, or 2r: twice the rank; the update is scaled by alpha/r, with rslora by alpha/sqrt(r)
     dropout: float  # probability, on the input of A
     target_modules: list[str]
     rslora: bool
@@ -133,6 +155,10 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check(self.r > 0, "lora.r", "be positive", self.r)
+        number = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?)(r?)", str(self.alpha))
+        check(number is not None, "lora.alpha", "be a positive number, or a multiple of the rank such as 2r", self.alpha)
+        assert number is not None
+        self.alpha = float(number[1]) * (self.r if number[2] else 1)
         check(self.alpha > 0, "lora.alpha", "be positive", self.alpha)
         check(0 <= self.dropout < 1, "lora.dropout", "be in [0, 1)", self.dropout)
         check(bool(self.target_modules), "lora.target_modules", "name at least one linear layer", [])
@@ -240,6 +266,7 @@ class DataConfig:
 @dataclass
 class TrainerConfig:
     accelerator: str  # gpu or cpu
+    devices: int  # of this machine; with more than one, each is a process of its own (DDP)
     precision: str  # Lightning's: 32-true keeps LoRA in float32 over a quantised base
     max_epochs: int
     max_steps: int  # optimizer steps; the epochs end a run too. -1: the epochs alone do
@@ -262,7 +289,7 @@ class TrainerConfig:
         )
         check(self.max_epochs > 0, "trainer.max_epochs", "be positive", self.max_epochs)
         check(self.max_steps == -1 or self.max_steps > 0, "trainer.max_steps", "be positive or -1", self.max_steps)
-        for name in ("rows_per_batch", "accumulate", "validate_every_steps", "checkpoint_every_steps"):
+        for name in ("devices", "rows_per_batch", "accumulate", "validate_every_steps", "checkpoint_every_steps"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
         check(self.answer_questions >= 0, "trainer.answer_questions", "not be negative", self.answer_questions)
         for name in ("answer_batch", "max_answer_tokens"):
@@ -294,3 +321,58 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.monitor in MONITORED, "monitor", f"be one of {', '.join(MONITORED)}", self.monitor)
+
+
+@dataclass
+class TrialsConfig:
+    """How trials of a sweep are carried out."""
+
+    storage: str | None  # null: study.db in the sweep's folder; journal: study.log there; else a URL for SQLAlchemy
+    parallel: int  # trials handed to the launcher at once
+    trials_per_gpu: int  # where a trial takes one of several GPUs
+    retries: int  # how often a trial that was killed goes on from its checkpoint
+
+    def __post_init__(self) -> None:
+        for name in ("parallel", "trials_per_gpu"):
+            check(getattr(self, name) > 0, f"hydra.sweeper.{name}", "be positive", getattr(self, name))
+        check(self.retries >= 0, "hydra.sweeper.retries", "not be negative", self.retries)
+        known = self.storage is None or self.storage == "journal" or "://" in self.storage
+        check(known, "hydra.sweeper.storage", "be null, journal or a URL such as sqlite:///FILE", self.storage)
+
+
+@dataclass
+class SearchConfig(TrialsConfig):
+    """hydra.sweeper=optuna. A budget ends the sweep: no trial begins once one of those given is used up."""
+
+    sampler: Sampler
+    pruner: Pruner
+    min_steps: int  # optimizer steps that every trial may take
+    reduction_factor: int  # of asha and hyperband
+    trials: int | None  # budget: trials, those before an interruption included
+    tokens: int | None  # budget: tokens trained on by all trials
+    hours: float | None  # budget: wall time of this command
+    seed: int  # of the sampler
+    params: dict[str, Any]  # setting -> choice(...), range(...), interval(...), tag(log, ...)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.min_steps > 0, "hydra.sweeper.min_steps", "be positive", self.min_steps)
+        check(self.reduction_factor > 1, "hydra.sweeper.reduction_factor", "be at least 2", self.reduction_factor)
+        budgets = {"trials": self.trials, "tokens": self.tokens, "hours": self.hours}
+        for name, budget in budgets.items():
+            check(budget is None or budget > 0, f"hydra.sweeper.{name}", "be positive or null", budget)
+        check(any(budgets.values()), "hydra.sweeper.trials", "be given, or tokens, or hours: else it never ends", None)
+
+
+@dataclass
+class ConfirmConfig(TrialsConfig):
+    """hydra.sweeper=confirm."""
+
+    sweep: str  # the folder of a finished sweep
+    top: int  # how many of its best trials
+    seeds: int  # how often each is trained anew
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.top > 0, "hydra.sweeper.top", "be positive", self.top)
+        check(self.seeds > 1, "hydra.sweeper.seeds", "be at least 2", self.seeds)

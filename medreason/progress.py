@@ -1,6 +1,7 @@
 """What a command says while it works."""
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -10,8 +11,15 @@ BEGAN = time.monotonic()
 
 
 def say(line: str) -> None:
-    """Progress, a line each, with the time since the process began."""
+    """Progress, a line each, with the time since the process began; of several processes, the first one speaks."""
+    if not first_process():
+        return
     print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", flush=True)
+
+
+def first_process() -> bool:
+    """Whether this process keeps the record: the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def quieten() -> None:
@@ -51,3 +59,20 @@ def describe_rows(counts: Mapping[str, int | float]) -> str:
     """How many rows of what length, and how full."""
     length = f"of {counts['row_tokens']:,} tokens" if counts["row_tokens"] else "of a document each, padded by batch"
     return f"{counts['train_rows']:,} rows {length}, {counts['fill']:.1%} full"
+
+
+def describe_swept(swept: Mapping[str, str]) -> str:
+    """What tells a sweep's jobs apart, short: `r=32 lr=1e-4`."""
+    return " ".join(f"{key.rpartition('.')[2]}={short_number(value)}" for key, value in swept.items())
+
+
+def short_number(text: str) -> str:
+    """A small number as people write it: 0.0001 as 1e-4. Any other text as it is."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    if not 0 < abs(number) < 0.01:
+        return text
+    mantissa, exponent = f"{number:.3e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"

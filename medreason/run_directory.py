@@ -24,7 +24,8 @@ from medreason.config import ConfigError
 PACKAGES = ("torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl")
 # known from the start, so that the file's header never has to be rewritten under a running job
 COLUMNS = (
-    "epoch", "step", "train/grad_norm", "train/loss", "train/lr", "train/tokens_per_second", "val/loss",
+    "epoch", "step", "train/grad_norm", "train/loss", "train/lr", "train/memory_gib", "train/mfu", "train/tokens",
+    "train/tokens_per_second", "val/loss",
 )  # fmt: skip
 
 
@@ -33,6 +34,15 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     draft.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run holds; nothing where it is missing or cut."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def provenance() -> dict[str, Any]:

@@ -3,22 +3,24 @@
 What is cheap and can fail comes first: configuration, hardware, rows. Then Unsloth's import, tokens, the model.
 """
 
-import os
-import sys
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from medreason.command import command, swept_settings
-from medreason.config import ConfigError, Format, LoggerKind, Source, TrainConfig
+from medreason.config import ConfigError, Format, RunFailed, Source, TrainConfig
 from medreason.corpus import read_split
+from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run
-from medreason.progress import describe_corpus, describe_data, quieten, say
-from medreason.run_directory import provenance, resolve_checkpoint, write_json
+from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
+from medreason.run_directory import provenance, read_json, resolve_checkpoint, write_json
+from medreason.wandb_runs import finish_wandb, log_samples, wandb_logger
 
 
 def train(config: TrainConfig) -> None:
@@ -29,29 +31,65 @@ def train(config: TrainConfig) -> None:
     say(f"{len(split.corpus):,} examples of {split.corpus.source}")
     for line in describe_corpus(split.corpus.report, split.left_out):
         say(line)
+    if config.trainer.devices > 1 and not one_of_several():
+        train_on_several(config, run)
+    else:
+        train_here(config, run, resumed, split)
 
+
+def train_on_several(config: TrainConfig, run: Path) -> None:
+    """Trains with a process for each device. Raises RunFailed with what the first of them put on record."""
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    write_json(run / "run.json", {"status": "starting", "swept": swept_settings(), "overrides": overrides})
+    say(f"starting {config.trainer.devices} processes")
+    code = carry_out(run_command(overrides, run, config.trainer.devices))
+    status = str(read_json(run / "run.json")["status"])
+    if code == 0:
+        return
+    if status == "interrupted":
+        raise SystemExit(INTERRUPTED)
+    raise RunFailed(status.removeprefix("failed: ") if status.startswith("failed") else describe_exit(code))
+
+
+INTERRUPTED = 130  # exit code of a run that was asked to stop, as a shell has it for Ctrl-C
+
+
+def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any) -> None:
+    """Trains in this process, alone or as one of several. Whatever happens, run.json says how it ended."""
     say("importing Unsloth (10 to 30 seconds)")
     from medreason.model import import_unsloth, load_model, load_tokenizer
 
     import_unsloth()
+    from medreason.callbacks import Stopped
     from medreason.datamodule import prepare
+    from medreason.trial import Pruned, own_checkpoint
 
+    resumed = resumed or own_checkpoint(run)
     tokenizer = load_tokenizer(config.model)
     data = prepare(config, split, tokenizer, say)
     counts = data.report()
     say(describe_data(split.corpus.source, counts))
 
+    earlier = read_json(run / "run.json")  # of whoever started this process, or of an attempt before this one
+    goes_on = resumed is not None and resumed.is_relative_to(run)
     record: dict[str, Any] = {
         "status": "running",
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": earlier.get("started") if goes_on else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **provenance(),
-        "swept": swept_settings(),
+        "overrides": earlier.get("overrides") or list(HydraConfig.get().overrides.task),
+        "swept": earlier.get("swept") or swept_settings(),
         "resumed_from": str(resumed) if resumed else None,
+        "wandb_id": earlier.get("wandb_id") if goes_on else None,
         "data": {"source": split.corpus.source, "sha256": split.fingerprint, **counts, "left_out": split.left_out},
+        "results": {},
     }
-    save_config(run)
-    write_json(run / "data.json", split.corpus.report)
-    write_json(run / "run.json", record)
+    seconds_before = float(earlier.get("seconds", 0)) if goes_on else 0.0
+    began = time.monotonic()
+    if first_process():
+        save_config(config, run)
+        write_json(run / "data.json", split.corpus.report)
+        write_json(run / "run.json", record)
     import lightning as L
 
     quieten()
@@ -66,14 +104,44 @@ def train(config: TrainConfig) -> None:
             recompute=config.trainer.recompute,
             seed=config.seed,
         )
-        record |= {"results": fit(config, run, resumed, model, tokenizer, data), "status": "finished"}
+        fit(config, run, resumed, model, tokenizer, data, record)
+        record["status"] = "finished"
+    except Pruned:
+        record["status"] = "pruned"
+        say(f"pruned: other trials of the sweep had a lower {config.monitor} by now")
+    except (KeyboardInterrupt, SystemExit, Stopped) as error:  # Lightning makes SystemExit of KeyboardInterrupt
+        record["status"] = "interrupted"
+        again = [one for one in record["overrides"] if not one.startswith("ckpt=")]
+        if not isinstance(error, Stopped):
+            say("stopped")
+        elif not (run / "trial.json").is_file():
+            checkpoint = run / "checkpoints" / "last.ckpt"
+            command_line = shlex.join(["python", "-m", "medreason.train", *again, f"ckpt={checkpoint}"])
+            say(f"stopped after step {error}; it goes on with: {command_line}")
+        raise SystemExit(INTERRUPTED) from None
     except BaseException as error:
+        if out_of_memory(error):
+            error = RunFailed(
+                f"out of memory ({str(error).splitlines()[0][:200]}); lower data.row_tokens, trainer.rows_per_batch or "
+                "lora.r, or set trainer.recompute=unsloth"
+            )
         record["status"] = f"failed: {type(error).__name__}: {error}"
-        raise
+        raise error
     finally:
-        write_json(run / "run.json", record)
-        finish_wandb(failed=record["status"] != "finished")
-    summarize(run, record["results"], config.data.format)
+        if first_process():
+            record["seconds"] = round(seconds_before + time.monotonic() - began, 1)
+            write_json(run / "run.json", record)
+        finish_wandb(failed=record["status"] not in ("finished", "pruned"))
+    if record["status"] == "finished" and first_process():
+        summarize(run, record["results"], config.data.format)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the host."""
+    import torch
+
+    # torch raises a bare RuntimeError on the host
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def free_memory() -> None:
@@ -88,22 +156,38 @@ def free_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokenizer: Any, data: Any) -> dict[str, Any]:
-    """Trains, measuring before and after; returns the run's results. The run directory is complete afterwards."""
+def fit(
+    config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokenizer: Any, data: Any, record: dict[str, Any]
+) -> None:
+    """Trains, measuring before and after; puts results into `record`. The run directory is complete afterwards."""
     import lightning as L
-    import torch
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+    from lightning.pytorch.strategies import DDPStrategy
 
-    from medreason.callbacks import Throughput, checkpoints
+    from medreason.callbacks import FiniteLoss, Throughput, checkpoints, peak_memory_gib
     from medreason.datamodule import ResumeMismatch
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
+    from medreason.trial import reports
 
-    total_steps = data.total_steps(config.trainer.max_epochs, config.trainer.max_steps)
+    processes = config.trainer.devices
+    total_steps = data.total_steps(config.trainer.max_epochs, config.trainer.max_steps, processes)
     finetuner = Finetuner(model, config.optim, total_steps)
     accumulate = config.trainer.accumulate
+    loggers = []
+    if first_process():
+        loggers = [metrics_logger(run, resumed), *wandb_logger(config, run, record["swept"], record["wandb_id"])]
+        record["wandb_id"] = loggers[1].version if len(loggers) > 1 else None
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
-        devices=1,
+        devices=processes,
+        # every process has loaded the same weights; waiting for one that answers questions may take long
+        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=timedelta(hours=2))
+        if processes > 1
+        else "auto",
+        # not left to Lightning: in a job of SLURM's it would leave starting processes to SLURM
+        plugins=[TorchElasticEnvironment() if processes > 1 else LightningEnvironment()],
         precision=config.trainer.precision,  # type: ignore[arg-type]  # TrainerConfig checks it
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
@@ -112,15 +196,17 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-        logger=[metrics_logger(run, resumed), *wandb_logger(config, run)],
+        logger=loggers,
         callbacks=[
+            Throughput(model),
+            FiniteLoss(),
+            *reports(run, config.monitor),
             *checkpoints(
                 run / "checkpoints",
                 monitor=config.monitor,
                 every_steps=config.trainer.checkpoint_every_steps,
                 total_steps=total_steps,
             ),
-            Throughput(),
         ],
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -129,7 +215,7 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(f"training {trained / 1e6:.1f}M weights (LoRA r={config.lora.r}) for {total_steps} optimizer steps")
 
-    results: dict[str, Any] = {}
+    results: dict[str, Any] = record["results"]
     asked = data.split.validation[: config.trainer.answer_questions]
     samples: list[dict[str, str]] = [asdict(example) for example in data.split.examples(asked)]
     if resumed is None:
@@ -142,39 +228,51 @@ def fit(config: TrainConfig, run: Path, resumed: Path | None, model: Any, tokeni
         raise ConfigError(f"ckpt={config.ckpt}: {error}") from error
     except ResumeMismatch as error:
         raise ConfigError(f"ckpt={config.ckpt}: {error}; resume with the settings it was trained with") from error
-    results["steps"] = trainer.global_step
-    model.save_pretrained(run / "adapter")
-    tokenizer.save_pretrained(run / "adapter")
+    finally:
+        results |= {"steps": trainer.global_step, "peak_memory_gib": round(peak_memory_gib(), 2)}
+    if first_process():
+        model.save_pretrained(run / "adapter")
+        tokenizer.save_pretrained(run / "adapter")
+    monitored: Any = trainer.callback_metrics.get(config.monitor)
     # measured at the last step already, unless that was no multiple, or a finished run was resumed and made none
     measured: Any = trainer.callback_metrics.get("val/loss")
     if measured is None or trainer.global_step % config.trainer.validate_every_steps:
         measured = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
     results["val_loss_after"] = float(measured)
+    results["monitored"] = float(measured if config.monitor == "val/loss" else monitored)
     ask(config, model, tokenizer, samples, "after")
+    if not first_process():
+        return
     if config.data.source is Source.clinical_cases and samples:
         results |= accuracies(samples, config.data.format)
     write_json(run / "samples.json", samples)
-    if torch.cuda.is_available():
-        results["peak_memory_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
+    log_samples(samples, config.data.format)
     draw_curves(run)
-    return results
 
 
 def ask(config: TrainConfig, model: Any, tokenizer: Any, samples: list[dict[str, str]], when: str) -> None:
-    """Adds to each sample what the model writes now, under `when`."""
+    """Adds to each sample what the model writes now, under `when`. Several processes share the questions."""
+    import torch.distributed as dist
+
     from medreason.generate import generate_answers
 
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     written = generate_answers(
         model,
         tokenizer,
-        [sample["question"] for sample in samples],
+        [sample["question"] for sample in samples[rank::processes]],
         config.data.format,
         max_new_tokens=config.trainer.max_answer_tokens,
         batch_size=config.trainer.answer_batch,
         progress=lambda done, total: say(f"answering held-out questions, {when} training: {done} of {total}"),
     )
-    for sample, text in zip(samples, written, strict=True):
-        sample[when] = text
+    shares: list[list[str]] = [written]
+    if processes > 1:
+        shares = [[]] * processes
+        dist.all_gather_object(shares, written)
+    for share, answers in enumerate(shares):
+        for sample, text in zip(samples[share::processes], answers, strict=True):
+            sample[when] = text
 
 
 def accuracies(samples: Sequence[dict[str, str]], style: Format) -> dict[str, float]:
@@ -190,71 +288,11 @@ def accuracies(samples: Sequence[dict[str, str]], style: Format) -> dict[str, fl
     }
 
 
-def wandb_logger(config: TrainConfig, run: Path) -> list[Any]:
-    """A W&B logger where the configuration asks for one: online with an account, offline otherwise, never a prompt."""
-    if config.logger.kind is not LoggerKind.wandb:
-        return []
-    from lightning.pytorch.loggers import WandbLogger
+def save_config(config: TrainConfig, run: Path) -> None:
+    """RUN/config.yaml: every setting as the run has it."""
     from omegaconf import OmegaConf
 
-    offline = os.environ.get("WANDB_MODE") == "offline" or not has_wandb_account()
-    if offline:
-        say(f"W&B: no account here, logging offline; later: wandb sync {run}/wandb/offline-run-*")
-    resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    swept = swept_settings()
-    settings: dict[str, Any] = {
-        "name": config.logger.name or describe_swept(swept) or run.name,
-        "group": run.parent.name if swept else None,  # the jobs of a sweep stand together
-        "job_type": "trial" if swept else "train",
-        "tags": config.logger.tags,
-        "config": resolved,
-    }
-    return [WandbLogger(project=config.logger.project, save_dir=run, offline=offline, **settings)]
-
-
-def describe_swept(swept: Mapping[str, str]) -> str:
-    """What tells a sweep's jobs apart, short: `r=32 lr=1e-4`."""
-    return " ".join(f"{key.rpartition('.')[2]}={short_number(value)}" for key, value in swept.items())
-
-
-def short_number(text: str) -> str:
-    """A small number as people write it: 0.0001 as 1e-4. Any other text as it is."""
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    if not 0 < abs(number) < 0.01:
-        return text
-    mantissa, exponent = f"{number:.3e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
-def has_wandb_account() -> bool:
-    """Whether W&B finds a key without asking: in the environment, or in the netrc file that `wandb login` writes."""
-    import netrc
-
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].strip("/")
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def finish_wandb(*, failed: bool) -> None:
-    """Ends this process's W&B run, marked failed where it did: else the next job would log into it."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and wandb.run is not None:
-        wandb.finish(exit_code=int(failed))
-
-
-def save_config(run: Path) -> None:
-    """RUN/config.yaml: what Hydra composed, interpolations resolved."""
-    from omegaconf import OmegaConf
-
-    composed = OmegaConf.load(run / ".hydra" / "config.yaml")
-    OmegaConf.save(composed, run / "config.yaml", resolve=True)
+    OmegaConf.save(OmegaConf.structured(config), run / "config.yaml")
 
 
 def summarize(run: Path, results: dict[str, Any], style: Format) -> None:

@@ -1,0 +1,159 @@
+"""A run in a process of its own, or in several: whatever ends it, its memory is free, and its end is on record."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from medreason.progress import say
+from medreason.run_directory import read_json, read_metrics, series, write_json
+from medreason.space import quoted
+
+GRACE_SECONDS = 60  # for an interrupted run to end its step and to save a checkpoint
+
+
+def run_command(overrides: Sequence[str], run: Path, devices: int) -> list[str]:
+    """The command of a run in the directory `run`, whose .hydra/ is there; with torchrun for several devices."""
+    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
+    where = ["hydra.mode=RUN", f"hydra.run.dir={quoted(run)}", "hydra.output_subdir=null"]
+    return [sys.executable, *several, "-m", "medreason.train", *overrides, *where]
+
+
+def one_of_several() -> bool:
+    """Whether this process is one that torchrun started."""
+    return "LOCAL_RANK" in os.environ
+
+
+@contextmanager
+def claim(run: Path) -> Iterator[int | None]:
+    """A lock on a run directory as a file descriptor, None where another process holds it.
+
+    Children that inherit the descriptor hold the lock too: it is free when the last of them is gone, killed or not.
+    """
+    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        yield None
+        return
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def carry_out(
+    command: Sequence[str],
+    *,
+    log: Path | None = None,
+    held: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[], None] = lambda: None,
+) -> int:
+    """The exit code of a command, negative for a signal; its output goes to `log`, or where ours goes.
+
+    `watch` is called every second. Should we be interrupted, the command is too, and has a minute to end well.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def die_with_parent() -> None:
+        if libc is not None:
+            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: were we killed, it would train on with nobody to tell
+
+    with open(log, "ab") if log else open(os.devnull, "wb") as output:  # noqa: PTH123
+        process = subprocess.Popen(
+            command,
+            stdout=output if log else None,
+            stderr=output if log else None,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            pass_fds=[held] if held is not None else [],
+            preexec_fn=die_with_parent,
+        )
+    try:
+        while True:
+            try:
+                return process.wait(1)
+            except subprocess.TimeoutExpired:
+                watch()
+    except BaseException:  # Ctrl-C (which the command has seen as well), or a scheduler that wants its machine back
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(GRACE_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+        raise
+
+
+def describe_exit(code: int) -> str:
+    """An exit code in words."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"
+
+
+def last_line(log: Path) -> str:
+    """What a command said last; nothing if it said nothing."""
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def note_end(run: Path, code: int, log: Path) -> None:
+    """Puts on record what the run itself could not: that it failed before it kept one, or that it was killed."""
+    record = read_json(run / "run.json")
+    if record.get("status") == "starting" and code > 0:
+        write_json(run / "run.json", record | {"status": f"failed: {last_line(log) or describe_exit(code)}"})
+    elif code and record.get("status") in ("starting", "running"):
+        link = read_json(run / "trial.json")
+        write_json(run / "trial.json", link | {"died": [*link.get("died", []), describe_exit(code)]})
+
+
+def reporter(run: Path, name: str, monitor: str) -> Callable[[], None]:
+    """A function that says what of the monitored metric is new in the run's metrics.csv since its last call."""
+    _, known = series(read_metrics(run / "metrics.csv"), monitor)
+    told = len(known)
+
+    def report() -> None:
+        nonlocal told
+        try:
+            steps, values = series(read_metrics(run / "metrics.csv"), monitor)
+        except ValueError:  # a number half written: the next call sees all of it
+            return
+        for step, value in list(zip(steps, values, strict=True))[told:]:
+            if step:  # the first is from before training
+                say(f"{name}: {monitor} {value:.4f} at step {int(step)}")
+        told = max(told, len(values))
+
+    return report
+
+
+@contextmanager
+def one_gpu(slots: int, name: str) -> Iterator[dict[str, str]]:
+    """The environment that shows a run one GPU, which fewer than `slots` others here use; waits for it."""
+    import torch
+
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = shown.split(",") if shown else [str(index) for index in range(torch.cuda.device_count())]
+    locks = Path(tempfile.gettempdir()) / f"medreason-gpus-{os.getuid()}"
+    waited = False
+    while devices:
+        for slot, device in ((slot, device) for slot in range(slots) for device in devices):
+            place = locks / f"{device}.{slot}"
+            place.mkdir(parents=True, exist_ok=True)
+            with claim(place) as held:
+                if held is not None:
+                    yield {"CUDA_VISIBLE_DEVICES": device}
+                    return
+        if not waited:
+            say(f"{name}: every GPU is busy; waiting for one (hydra.sweeper.trials_per_gpu lets more share one)")
+        waited = True
+        time.sleep(2)
+    yield {}

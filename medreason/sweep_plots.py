@@ -1,0 +1,275 @@
+"""Pictures of a sweep and of a run. Each function returns a figure, or None where there is nothing to see yet."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from medreason.run_directory import series
+from medreason.sweep_results import Setting, Trial, by_start, finished, numeric, wide
+
+BEST, DONE, PRUNED, LEARNING = "#c0392b", "#4c78a8", "#808894", "#2c7a4b"
+LEVELS = 8  # more distinct values than this are binned
+BINS = 6
+
+
+@dataclass(frozen=True)
+class Binned:
+    """Values sorted into cells of an axis."""
+
+    labels: list[str]
+    cells: list[int]  # of each value
+
+
+def short(value: Setting) -> str:
+    """A number as people write it: 0.00012 as 1.2e-4. Text as it is, cut where it is long."""
+    if isinstance(value, str):
+        return value if len(value) <= 40 else value[:37] + "..."
+    if isinstance(value, float) and 0 < abs(value) < 0.001:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:g}" if abs(value) < 1e6 else f"{value:.3g}"
+
+
+def amount(count: float) -> str:
+    """Tokens, short: 1.5M."""
+    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+def axes(figure: Figure, **names: Any) -> Any:
+    axis = figure.subplots()
+    tidy(axis, **names)
+    return axis
+
+
+def tidy(axis: Any, **names: Any) -> None:
+    axis.set(**names)
+    axis.grid(alpha=0.25)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def focus(axis: Any, values: Sequence[float], ends: Sequence[float], keep: float = -math.inf) -> float:
+    """Cuts the axis above nine tenths of `ends`, and `keep`; returns where, infinity if nothing lies far above.
+
+    First steps and diverged trials would else stretch it until the good ones cannot be told apart.
+    """
+    low, top = min(values), max(float(np.percentile(ends, 90, method="higher")), keep)
+    top = max(top, float(np.median(ends)) + 0.02 * abs(low))
+    if max(values) <= top + 0.5 * (top - low):
+        return math.inf
+    axis.set_ylim(low - 0.05 * (top - low), top + 0.2 * (top - low))
+    axis.set_title("larger values are cut off", loc="right", fontsize=8, color="#777777")
+    return top
+
+
+def draw_curves(trials: Sequence[Trial], metric: str) -> Figure | None:
+    """The monitored metric over optimizer steps: pruned trials faded, the best one named."""
+    shown = [trial for trial in trials if trial.curve[1]]
+    if not shown:
+        return None
+    best = next(iter(finished(shown)), None)
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axis = axes(figure, xlabel="optimizer step", ylabel=f"{metric} (lower is better)")
+    looks: dict[str, dict[str, Any]] = {
+        "finished": {"color": DONE, "alpha": 0.55, "linewidth": 1.2},
+        "pruned": {"color": PRUNED, "alpha": 0.55, "linewidth": 1},
+        "did not finish": {"color": "#b7791f", "alpha": 0.7, "linewidth": 1, "linestyle": ":"},
+    }
+    named: set[str] = set()
+    for trial in shown:
+        if trial is not best:
+            kind = trial.state if trial.state in looks else "did not finish"
+            label = None if kind in named else kind
+            named.add(kind)
+            axis.plot(*trial.curve, marker="o", markersize=2.5, label=label, **looks[kind])
+    if best is not None:
+        steps, values = best.curve
+        axis.plot(steps, values, color=BEST, linewidth=2.4, marker="o", markersize=4, zorder=5)
+        name = f"trial {best.number}: {values[-1]:.4f}"
+        axis.annotate(
+            name, (steps[-1], values[-1]), (8, 0), textcoords="offset points", color=BEST, weight="bold", va="center"
+        )
+    every = [value for trial in shown for value in trial.curve[1]]
+    focus(axis, every, [trial.curve[1][-1] for trial in shown])
+    if named:
+        axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def draw_progress(trials: Sequence[Trial], metric: str) -> Figure | None:
+    """The best value so far against the tokens that all trials had been trained on by then, in order of start."""
+    done = finished(trials)
+    if len(done) < 2 or not any(trial.tokens for trial in done):
+        return None
+    spent, so_far, best = 0, math.inf, []
+    points = []
+    for trial in by_start(trials):
+        spent += trial.tokens
+        if trial in done and trial.value is not None:
+            so_far = min(so_far, trial.value)
+            points.append((spent, trial.value))
+            best.append((spent, so_far))
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axis = axes(figure, xlabel="tokens trained on, all trials", ylabel=f"{metric} (lower is better)")
+    axis.plot(*zip(*points, strict=True), "o", color=DONE, alpha=0.6, markersize=5, label="finished trials")
+    best.append((spent, so_far))
+    axis.step(*zip(*best, strict=True), where="post", color=BEST, linewidth=2, label="best so far")
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda count, _: amount(count)))
+    axis.set_xlim(left=0)
+    focus(axis, [value for _, value in points], [value for _, value in points], keep=best[0][1])
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def binned(values: Sequence[float]) -> Binned:
+    """Cells for a heat map's axis: the values themselves where they are few, else ranges, of equal ratio if wide."""
+    levels = sorted(set(values))
+    if len(levels) <= LEVELS:
+        return Binned([short(level) for level in levels], [levels.index(value) for value in values])
+    make = np.geomspace if wide(levels) else np.linspace
+    edges = make(levels[0], levels[-1], BINS + 1)
+    cells = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
+    labels = [f"{short(float(f'{low:.2g}'))} to {short(float(f'{high:.2g}'))}" for low, high in pairwise(edges)]
+    return Binned(labels, [int(cell) for cell in cells])
+
+
+def heat_settings(trials: Sequence[Trial], keys: Sequence[str]) -> tuple[str, str] | None:
+    """The two swept numbers that a heat map is drawn of, rank and learning rate first; None with fewer than two."""
+    numbers = [key for key in keys if numeric(trial.settings[key] for trial in trials if key in trial.settings)]
+    first = [key for key in ("lora.r", "optim.lr") if key in numbers]
+    chosen = first + [key for key in numbers if key not in (*first, "seed")]
+    return (chosen[0], chosen[1]) if len(chosen) > 1 else None
+
+
+def draw_heat(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Figure | None:
+    """Best finished value in each cell of two settings; below it, how many trials fell there."""
+    chosen = heat_settings(trials, keys)
+    tried = [trial for trial in trials if chosen and all(key in trial.settings for key in chosen)]
+    if chosen is None or not any(trial in tried for trial in finished(trials)):
+        return None
+    rows, columns = (binned([float(trial.settings[key]) for trial in tried]) for key in chosen)
+    best = np.full((len(rows.labels), len(columns.labels)), np.nan)
+    counts = np.zeros(best.shape, int)
+    for trial, row, column in zip(tried, rows.cells, columns.cells, strict=True):
+        counts[row, column] += 1
+        if trial.state == "finished" and trial.value is not None:
+            best[row, column] = np.fmin(best[row, column], trial.value)
+    figure = Figure(figsize=(max(5.5, 2.6 + 1.25 * best.shape[1]), 1.6 + 0.75 * best.shape[0]), layout="constrained")
+    axis = figure.subplots()
+    reached = best[np.isfinite(best)]
+    low = float(reached.min())
+    top = float(np.percentile(reached, 80) if len(reached) > 4 else reached.max())  # diverged cells aside
+    image = axis.imshow(best, cmap="YlGnBu_r", aspect="auto", origin="lower", vmin=low, vmax=top)
+    for (row, column), count in np.ndenumerate(counts):
+        if count:
+            value = best[row, column]
+            dark = np.isfinite(value) and value < low + 0.55 * (top - low)
+            colour = "white" if dark else "#222222"
+            text = f"{value:.4f}" if np.isfinite(value) else "none finished"
+            axis.text(column, row, text, ha="center", va="bottom", color=colour, fontsize=10 if "." in text else 8)
+            unit = "trial" if count == 1 else "trials"
+            axis.text(column, row - 0.08, f"{count} {unit}", ha="center", va="top", color=colour, fontsize=7)
+    axis.set_xticks(range(len(columns.labels)), columns.labels, fontsize=9)
+    axis.set_yticks(range(len(rows.labels)), rows.labels, fontsize=9)
+    axis.set(ylabel=chosen[0], xlabel=chosen[1])
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, label=f"best {metric}", extend="max" if reached.max() > top else "neither")
+    return figure
+
+
+def draw_slices(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Figure | None:
+    """A panel for each setting: the value against it; pruned trials hollow, at the last value they reported."""
+    shown = [t for t in trials if t.value is not None and t.state in ("finished", "pruned")]
+    best = next(iter(finished(shown)), None)
+    if not keys or best is None or best.value is None:
+        return None
+    width = min(3, len(keys))
+    height = math.ceil(len(keys) / width)
+    figure = Figure(figsize=(max(4.5, 3.4 * width), 3.2 * height), layout="constrained")
+    panels = figure.subplots(height, width, sharey=True, squeeze=False).flatten().tolist()
+    values = [trial.value for trial in shown if trial.value is not None]
+    top = focus(panels[0], values, values)
+    panels[0].set_title("", loc="right")  # triangles say it
+    for key, panel in zip(keys, panels, strict=False):
+        tidy(panel, xlabel=key)
+        here = [trial for trial in shown if key in trial.settings]
+        levels = place_ticks(panel, [trial.settings[key] for trial in here])
+        for trial in here:
+            at = levels.get(trial.settings[key], trial.settings[key])
+            hollow, beyond = trial.state == "pruned", (trial.value or 0) > top
+            colour = BEST if trial is best else PRUNED if hollow else DONE
+            panel.plot(
+                at, top if beyond else trial.value, "^" if beyond else "o", color=colour,
+                markersize=8 if trial is best else 5.5, markerfacecolor="none" if hollow else colour,
+                alpha=1 if trial is best else 0.75, zorder=5 if trial is best else 2,
+            )  # fmt: skip
+    for panel in panels[len(keys) :]:
+        panel.set_visible(False)
+    for row in figure.axes[::width]:
+        row.set_ylabel(metric)
+    return figure
+
+
+def place_ticks(axis: Any, values: Sequence[Setting]) -> dict[Setting, Setting]:
+    """Sets an axis up for values; returns where each one stands, for those that are no numbers."""
+    levels = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+    if not levels:
+        return {}
+    if any(isinstance(level, str) for level in levels):
+        texts = [short(level) for level in levels]
+        axis.set_xticks(range(len(levels)), texts, rotation=20 if max(map(len, texts)) > 8 else 0)
+        axis.set_xlim(-0.5, len(levels) - 0.5)
+        return {level: place for place, level in enumerate(levels)}
+    numbers = [float(level) for level in levels]
+    few = len(levels) <= LEVELS
+    if wide(numbers) or (few and min(numbers) > 0 and max(numbers) >= 4 * min(numbers)):
+        axis.set_xscale("log")
+    if few:
+        axis.set_xticks(numbers, [short(level) for level in levels], fontsize=9)
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    return {}
+
+
+def draw_importance(shares: Mapping[str, float]) -> Figure | None:
+    """A bar for each setting, the longest on top."""
+    if not shares:
+        return None
+    ranked = sorted(shares.items(), key=lambda item: item[1])
+    figure = Figure(figsize=(7, 0.9 + 0.42 * len(ranked)), layout="constrained")
+    axis = axes(figure, xlabel="share of the importance", xlim=(0, 1.08))
+    axis.barh([key for key, _ in ranked], [share for _, share in ranked], color=DONE, height=0.6)
+    for place, (_, share) in enumerate(ranked):
+        axis.text(share + 0.01, place, f"{share:.0%}", va="center", fontsize=9)
+    return figure
+
+
+def draw_run(rows: Sequence[Mapping[str, float]], metric: str) -> Figure | None:
+    """A run's losses above; learning rate and gradient norm below."""
+    if not any(series(rows, key)[1] for key in ("train/loss", metric)):
+        return None
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    tidy(losses, ylabel="loss, nats per token")
+    losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train, one step")
+    if series(rows, "val/loss")[1]:
+        losses.plot(*series(rows, "val/loss"), color=BEST, marker="o", markersize=4, label="held out")
+    losses.legend(frameon=False)
+    tidy(rates, xlabel="optimizer step")
+    rates.set_ylabel("learning rate", color=LEARNING)
+    rates.plot(*series(rows, "train/lr"), color=LEARNING)
+    rates.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: short(float(rate))))
+    norms = rates.twinx()
+    norms.plot(*series(rows, "train/grad_norm"), color="#8e6bb0", alpha=0.7)
+    norms.set_ylabel("gradient norm", color="#8e6bb0")
+    norms.spines[["top"]].set_visible(False)
+    return figure

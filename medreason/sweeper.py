@@ -1,0 +1,203 @@
+"""Hydra's sweepers of this project: a search by Optuna, and its best trials again with several seeds.
+
+sweep --propose--> trial of a study on disk --Hydra's launcher--> run_trial --own_process--> python -m medreason.train
+                          ^                                                                        |
+                          +------------------------ settle <-- run.json of the trial --------------+
+
+Hydra's launcher decides where run_trial runs (here, joblib, SLURM, Ray). It starts the training as a process of its
+own, so whatever kills that leaves the sweep standing, and no memory is left on a GPU.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, TrialsConfig
+from medreason.progress import say
+from medreason.run_directory import read_json, write_json
+from medreason.space import override, read_space
+
+if TYPE_CHECKING:  # Optuna's import takes a second that a mistaken command need not wait for
+    from optuna.distributions import BaseDistribution
+
+Settings = TypeVar("Settings", bound=TrialsConfig)
+
+
+class OptunaSweeper(Sweeper):
+    """hydra/sweeper=optuna: searches hydra.sweeper.params for the lowest monitored metric."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = typed(SearchConfig, settings)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.command = config
+        self.trials = trial_launcher(hydra_context, config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        settings = self.settings
+        space, shared = read_space(settings.params, arguments)
+        if not space:
+            raise ConfigError("hydra.sweeper.params: nothing to search; for example lora.r: choice(8, 16)")
+        folder = Path(self.command.hydra.sweep.dir)
+        check_same_sweep(folder, self.command, space)
+        prepare_data(self.command)
+        from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
+        from medreason.trials import carry_out_trials
+
+        url = storage_url(settings.storage, folder)
+        pruning = {
+            "pruner": settings.pruner.value,
+            "min_steps": settings.min_steps,
+            "reduction_factor": settings.reduction_factor,
+            "url": url,
+            "name": folder.name,
+        }
+        pruner = make_pruner(settings.pruner, settings.min_steps, settings.reduction_factor)
+        study = open_study(url, folder.name, pruner)
+        began = time.monotonic()
+        carry_out_trials(
+            study,
+            settings,
+            folder,
+            self.trials,
+            space=space,
+            pruning=pruning,
+            propose=propose_new(space, settings.sampler, settings.seed),
+            describe=lambda params: (
+                [*shared, *(override(name, value) for name, value in params.items())],
+                {name: str(value) for name, value in params.items()},
+            ),
+            over=lambda: spent(settings, study, folder, (time.monotonic() - began) / 3600),
+        )
+        show(folder)
+
+
+class ConfirmSweeper(Sweeper):
+    """hydra/sweeper=confirm: trains the best trials of a finished sweep again, each with several seeds."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = typed(ConfirmConfig, settings)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.command = config
+        self.trials = trial_launcher(hydra_context, config)
+
+    def sweep(self, arguments: list[str]) -> None:
+        settings = self.settings
+        if arguments_left := [one for one in arguments if not one.startswith("sweeps=")]:
+            raise ConfigError(f"{arguments_left[0]}: sweeps=confirm_best repeats trials as they were, but for the seed")
+        from optuna.distributions import CategoricalDistribution
+
+        from medreason.study import make_pruner, open_study, propose_listed, storage_url
+        from medreason.trials import best_trials, carry_out_trials
+
+        best = best_trials(Path(settings.sweep), settings.top)
+        folder = Path(self.command.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        study = open_study(storage_url(settings.storage, folder), str(folder), make_pruner(Pruner.none, 1, 2))
+        seeds = range(1, settings.seeds + 1)
+        # in the study a trial is the number of the one it repeats, and a seed
+        space = {"trial": CategoricalDistribution(list(best)), "seed": CategoricalDistribution(list(seeds))}
+        carry_out_trials(
+            study,
+            settings,
+            folder,
+            self.trials,
+            space=space,
+            pruning={},
+            propose=propose_listed([{"trial": number, "seed": seed} for seed in seeds for number in best]),
+            describe=lambda params: (
+                [*best[params["trial"]][0], f"seed={params['seed']}"],
+                best[params["trial"]][1] | {"seed": str(params["seed"])},
+            ),
+            over=lambda: None,
+        )
+        show(Path(settings.sweep))
+
+
+SWEEPERS = {f"hydra_plugins.medreason.{sweeper.__name__}": sweeper for sweeper in (OptunaSweeper, ConfirmSweeper)}
+
+
+def register() -> None:
+    """Makes Hydra know the sweepers, under names in the package hydra_plugins: it takes no others."""
+    for name, sweeper in SWEEPERS.items():
+        Plugins.instance().class_name_to_class[name] = sweeper
+
+
+def typed(schema: type[Settings], settings: Mapping[str, Any]) -> Settings:
+    """hydra.sweeper's settings, checked. Raises ConfigError or OmegaConf's errors."""
+    checked = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
+    assert isinstance(checked, schema)
+    return checked
+
+
+def trial_launcher(hydra_context: HydraContext, config: DictConfig) -> Launcher:
+    """The launcher that the command asks for, with run_trial to launch. Raises ConfigError outside medreason.train."""
+    if config.hydra.job.name != "train":
+        raise ConfigError(f"sweeps are for medreason.train, not for medreason.{config.hydra.job.name}")
+    from medreason.trials import run_trial
+
+    return Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=run_trial, config=config)
+
+
+def check_same_sweep(folder: Path, config: DictConfig, space: "Mapping[str, BaseDistribution]") -> None:
+    """Keeps what all trials share in FOLDER/sweep.json.
+
+    Raises ConfigError where trials were carried out there with something else: their results could not be compared.
+    """
+    shared = {
+        key: value
+        for key, value in flat(OmegaConf.to_container(run_settings(config), resolve=True, enum_to_str=True)).items()
+        if key not in space and not key.startswith("logger.")
+    }
+    earlier = read_json(folder / "sweep.json").get("shared", {})
+    differing = [key for key in {**earlier, **shared} if earlier.get(key) != shared.get(key) and key not in space]
+    if earlier and differing and any((run / "metrics.csv").is_file() for run in folder.iterdir()):
+        key = differing[0]
+        raise ConfigError(
+            f"{folder} holds a sweep with {key}={earlier.get(key)}, this one has {shared.get(key)}; "
+            "give it another hydra.sweep.dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "sweep.json", {"shared": shared, "space": {name: str(one) for name, one in space.items()}})
+
+
+def run_settings(config: DictConfig) -> DictConfig:
+    """A run's part of what Hydra composed for the sweep."""
+    return OmegaConf.masked_copy(config, [field.name for field in fields(TrainConfig)])
+
+
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of dictionaries as dotted names and values."""
+    if not isinstance(tree, dict):
+        return {prefix.removesuffix("."): tree}
+    return {name: value for key, branch in tree.items() for name, value in flat(branch, f"{prefix}{key}.").items()}
+
+
+def prepare_data(config: DictConfig) -> None:
+    """Reads the rows once, into the cache that all trials share. Raises ConfigError as a trial would, but now."""
+    from medreason.command import load
+    from medreason.corpus import read_split
+    from medreason.preflight import check_model_path, settle_hub
+
+    typed_config = load(run_settings(config))
+    check_model_path(typed_config.model)
+    settle_hub(typed_config.model, typed_config.data)
+    split = read_split(typed_config.data, say)
+    say(f"{len(split.corpus):,} examples of {split.corpus.source}")
+
+
+def show(folder: Path) -> None:
+    """Draws a sweep's report."""
+    from medreason.report import write_report
+
+    for line in write_report(folder, top=10):
+        print(line)

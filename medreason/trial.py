@@ -1,0 +1,58 @@
+"""A sweep's trial as seen from within its run: what the study is told while training, and when it says stop.
+
+The sweep leaves trial.json in the run directory; a run without one is no trial.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import optuna
+from lightning.pytorch.callbacks import Callback
+
+from medreason.config import ConfigError, Pruner
+from medreason.run_directory import read_json, resolve_checkpoint
+from medreason.study import make_pruner, open_study
+
+
+class Pruned(Exception):
+    """The study has seen enough of this trial."""
+
+
+def reports(run: Path, monitor: str) -> list[Callback]:
+    """The callback that reports a trial to its study; none in a run that is no trial."""
+    study = read_json(run / "trial.json").get("study")
+    if not study:
+        return []
+    pruner = make_pruner(Pruner(study["pruner"]), study["min_steps"], study["reduction_factor"])
+    opened = open_study(study["url"], study["name"], pruner)
+    return [TrialReport(optuna.trial.Trial(opened, study["trial_id"]), monitor)]
+
+
+def own_checkpoint(run: Path) -> Path | None:
+    """Where an interrupted trial goes on; None in a new one, and in a run that is no trial."""
+    if not (run / "trial.json").is_file():
+        return None
+    try:
+        return resolve_checkpoint(str(run / "checkpoints" / "last.ckpt"), run)
+    except ConfigError:  # killed before its first checkpoint, or the disk lost it: from the start
+        return None
+
+
+class TrialReport(Callback):
+    """Reports the monitored metric after each validation, by optimizer steps; raises Pruned where the study says so."""
+
+    def __init__(self, trial: optuna.Trial, monitor: str) -> None:
+        self.trial, self.monitor = trial, monitor
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn != "fit":
+            return  # measured before or after training
+        value: Any = trainer.callback_metrics.get(self.monitor)
+        stop = False
+        if trainer.is_global_zero and value is not None and math.isfinite(value):
+            self.trial.report(float(value), trainer.global_step)
+            stop = self.trial.should_prune()
+        if trainer.strategy.broadcast(stop):
+            raise Pruned

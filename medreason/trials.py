@@ -1,0 +1,179 @@
+"""Carries out the trials of a study, one process each, through a launcher of Hydra's."""
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.hydra_config import HydraConfig
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from medreason.config import ConfigError, TrialsConfig
+from medreason.own_process import carry_out, claim, note_end, one_gpu, reporter, run_command
+from medreason.progress import describe_swept, say
+from medreason.run_directory import read_json, write_json
+from medreason.space import quoted
+from medreason.study import Propose, begin, running, settle
+
+# a trial's values in the study -> its overrides, and what of them tells it apart
+Describe = Callable[[dict[str, Any]], tuple[list[str], dict[str, str]]]
+SAME_FAILURES = 3  # with nothing else to show, so many failures for one reason end a sweep
+
+
+def carry_out_trials(
+    study: optuna.Study,
+    settings: TrialsConfig,
+    folder: Path,
+    launcher: Launcher,
+    *,
+    space: Mapping[str, BaseDistribution],
+    pruning: Mapping[str, Any],
+    propose: Propose,
+    describe: Describe,
+    over: Callable[[], str | None],
+) -> None:
+    """Carries out trials until `over` names a used-up budget or nothing is left to try.
+
+    Interrupted trials come first. Raises ConfigError where the first trials all fail for the same reason.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: trials save and end
+    try:
+        while batch := next_batch(study, settings, folder, space, propose, over):
+            for trial in batch:
+                prepare(trial, folder / str(trial.number), describe, pruning)
+            overrides = [
+                [*describe(trial.params)[0], f"hydra.sweep.dir={quoted(folder)}", f"hydra.sweep.subdir={trial.number}"]
+                for trial in batch
+            ]
+            launcher.launch(overrides, initial_job_idx=batch[0].number)
+            for trial in batch:
+                ended = settle(study, trial, folder / str(trial.number), settings.retries)
+                say(describe_end(study, trial, folder, ended))
+            check_hopeful(study, folder)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "-m", "medreason.train", *sys.argv[1:]])
+        say(f"stopped; nothing is lost. The same command goes on with it: {command}")
+        sys.exit(128 + signal.SIGINT)
+
+
+def next_batch(
+    study: optuna.Study,
+    settings: TrialsConfig,
+    folder: Path,
+    space: Mapping[str, BaseDistribution],
+    propose: Propose,
+    over: Callable[[], str | None],
+) -> list[FrozenTrial]:
+    """Trials to carry out now: those that were interrupted, then new ones while the budget lasts."""
+    batch = [trial for trial in running(study) if abandoned(study, trial, folder / str(trial.number), settings.retries)]
+    while len(batch) < settings.parallel:
+        if used_up := over():
+            if not batch:
+                say(f"the budget of {used_up} is used up")
+            break
+        params = propose(study)
+        if params is None:
+            if not batch:
+                say("everything there is to try has been tried")
+            break
+        batch.append(begin(study, params, space))
+    return batch[: settings.parallel]
+
+
+def abandoned(study: optuna.Study, trial: FrozenTrial, run: Path, retries: int) -> bool:
+    """Whether a trial has not ended, and nobody is at it: another process of this sweep may be."""
+    run.mkdir(parents=True, exist_ok=True)
+    with claim(run) as held:
+        return held is not None and settle(study, trial, run, retries) is None
+
+
+def prepare(trial: FrozenTrial, run: Path, describe: Describe, pruning: Mapping[str, Any]) -> None:
+    """Leaves in a trial's folder what its run needs to know, beside what an earlier attempt left there."""
+    overrides, swept = describe(trial.params)
+    run.mkdir(parents=True, exist_ok=True)
+    link = {
+        "number": trial.number,
+        "params": swept,
+        "state": "RUNNING",
+        "study": {**pruning, "trial_id": trial._trial_id},
+    }
+    write_json(run / "trial.json", {"died": [], **read_json(run / "trial.json"), **link})
+    start = {"status": "starting", "swept": swept, "overrides": overrides}
+    write_json(run / "run.json", read_json(run / "run.json") | start)
+
+
+def run_trial(config: DictConfig) -> None:
+    """What a launcher launches: `python -m medreason.train` with a trial's overrides, in a process of its own."""
+    hydra = HydraConfig.get()
+    run = Path(hydra.runtime.output_dir)
+    name = f"trial {read_json(run / 'trial.json')['number']}"
+    log = run / "train.log"
+    overrides = [*hydra.overrides.task, *(one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath"))]
+    trainer = config.trainer
+    with claim(run) as held:
+        if held is None or read_json(run / "run.json")["status"] != "starting":
+            say(f"{name}: another process has taken it")
+            return
+        swept = read_json(run / "run.json")["swept"]
+        say(f"{name}: {describe_swept(swept)}   {log}")
+        alone = trainer.accelerator == "gpu" and trainer.devices == 1
+        slots = HydraConfig.get().sweeper.trials_per_gpu
+        gpu: AbstractContextManager[dict[str, str]] = one_gpu(slots, name) if alone else nullcontext({})
+        with gpu as environment:
+            code = carry_out(
+                run_command(overrides, run, trainer.devices),
+                log=log,
+                held=held,
+                environment=environment,
+                watch=reporter(run, name, config.monitor),
+            )
+        note_end(run, code, log)
+
+
+def describe_end(study: optuna.Study, trial: FrozenTrial, folder: Path, ended: str | None) -> str:
+    """A line on how a trial ended, and where the sweep stands."""
+    run = folder / str(trial.number)
+    name = f"trial {trial.number}"
+    if ended is None:
+        died = read_json(run / "trial.json").get("died", [])
+        return f"{name}: {died[-1] if died else 'interrupted'}; it goes on from its last checkpoint"
+    if ended == "FAIL":
+        return f"{name}: failed: {read_json(run / 'trial.json')['reason']}"
+    finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    best = min(finished, key=lambda one: one.value or 0.0, default=None)
+    standing = f"; best so far: trial {best.number} with {best.value:.4f}" if best else ""
+    if ended == "PRUNED":
+        return f"{name}: pruned{standing}"
+    return f"{name}: {study.trials[trial.number].value:.4f}{standing}"
+
+
+def check_hopeful(study: optuna.Study, folder: Path) -> None:
+    """Raises ConfigError where so far every trial failed, several of them, for one reason."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    reasons = [read_json(folder / str(trial.number) / "trial.json").get("reason") for trial in ended]
+    if len(ended) >= SAME_FAILURES and all(reasons) and len(set(reasons)) == 1:
+        raise ConfigError(f"the first {len(ended)} trials all failed: {reasons[0]}; mend it and remove {folder}")
+
+
+def best_trials(folder: Path, top: int) -> dict[int, tuple[list[str], dict[str, str]]]:
+    """The best finished trials of a sweep's folder, best first: number -> overrides, and what tells it apart.
+
+    Raises ConfigError for a folder without any.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"hydra.sweeper.sweep={folder}: no such folder; name the folder of a sweep")
+    found: Sequence[tuple[float, int, dict[str, Any]]] = sorted(
+        (record["results"]["monitored"], int(run.name), record)
+        for run in folder.iterdir()
+        if run.name.isdigit() and (record := read_json(run / "run.json")).get("status") == "finished"
+    )
+    if not found:
+        raise ConfigError(f"hydra.sweeper.sweep={folder}: no finished trial in it")
+    return {number: (record["overrides"], record["swept"]) for _, number, record in found[:top]}

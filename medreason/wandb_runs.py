@@ -1,0 +1,70 @@
+"""A run in W&B: online with an account, offline otherwise, never a question asked."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from medreason.config import Format, LoggerKind, TrainConfig
+from medreason.progress import describe_swept, say
+from medreason.prompts import parse_answer
+
+
+def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], identity: str | None) -> list[Any]:
+    """A W&B logger where the configuration asks for one; `identity` is that of the W&B run which a resumed one goes on.
+
+    The jobs of a sweep stand in one group, named by what tells them apart.
+    """
+    if config.logger.kind is not LoggerKind.wandb:
+        return []
+    from lightning.pytorch.loggers import WandbLogger
+    from omegaconf import OmegaConf
+
+    offline = os.environ.get("WANDB_MODE") == "offline" or not has_wandb_account()
+    if offline:
+        say(f"W&B: no account here, logging offline; later: wandb sync {run}/wandb/offline-run-*")
+    settings: dict[str, Any] = {
+        "name": config.logger.name or describe_swept(swept) or run.name,
+        "group": run.parent.name if swept else None,
+        "job_type": "trial" if swept else "train",
+        "tags": config.logger.tags,
+        "config": OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True),
+    }
+    if identity:
+        settings |= {"id": identity, "resume": "allow"}
+    return [WandbLogger(project=config.logger.project, save_dir=run, offline=offline, **settings)]
+
+
+def log_samples(samples: Sequence[Mapping[str, str]], style: Format) -> None:
+    """Puts sample answers into the W&B run of this process, if there is one, as the table `samples`."""
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None or not samples:
+        return
+    table = wandb.Table(["question", "expected", "when", "reasoning", "answer"])
+    for sample in samples:
+        for when in ("before", "after"):
+            if when in sample:
+                written = parse_answer(sample[when], style)
+                table.add_data(sample["question"], sample["answer"], when, written.reasoning, written.answer)
+    wandb.run.log({"samples": table})
+
+
+def has_wandb_account() -> bool:
+    """Whether W&B finds a key without asking: in the environment, or in the netrc file that `wandb login` writes."""
+    import netrc
+
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].strip("/")
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def finish_wandb(*, failed: bool) -> None:
+    """Ends this process's W&B run, marked failed where it did: else the next job would log into it."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and wandb.run is not None:
+        wandb.finish(exit_code=int(failed))

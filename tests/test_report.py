@@ -1,0 +1,311 @@
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from scipy import stats
+
+from conftest import ROOT
+from medreason.report import main
+from medreason.sweep_plots import binned
+from medreason.sweep_results import (
+    compare,
+    finished,
+    importance,
+    interval,
+    read_sweep,
+    read_trial,
+    repeats,
+    saved_by_pruning,
+)
+
+
+def write_run(
+    folder: Path, swept: dict[str, Any], losses: list[float], status: str = "finished", /, **more: Any
+) -> Path:
+    """A run directory as medreason.train leaves it: a validation every 10 steps, 1,000 tokens a step."""
+    folder.mkdir(parents=True)
+    rank, lr, seed = (swept.get(key, usual) for key, usual in (("lora.r", 16), ("optim.lr", 1e-4), ("seed", 1)))
+    alpha = float(swept.get("lora.alpha", "${times_r:2}")[len("${times_r:") : -1]) * rank
+    config = {"lora": {"r": rank, "alpha": alpha}, "optim": {"lr": lr}, "seed": seed, "monitor": "val/loss"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"format": "think"}}))
+    steps = 10 * len(losses)
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["epoch", "step", "train/loss", "train/tokens", "val/loss"])
+        writer.writeheader()
+        for step in range(steps):
+            writer.writerow({"epoch": 0, "step": step, "train/loss": 2.0, "train/tokens": 1000 * (step + 1)})
+            if step % 10 == 9:
+                writer.writerow({"epoch": 0, "step": step + 1, "val/loss": losses[step // 10]})
+    overrides = ["experiments=quickstart", *(f"{key}={value}" for key, value in swept.items())]
+    record = {
+        "status": status,
+        "started": f"2026-03-01T00:{int(folder.name) if folder.name.isdecimal() else 0:02}:00+0000",
+        "seconds": 60.0,
+        "swept": {key: str(value) for key, value in swept.items()},
+        "overrides": overrides,
+    }
+    if status == "finished":
+        final = losses[-1]
+        record["results"] = {"steps": steps, "tokens": 1000 * steps, "val_loss_after": final, "monitored": final}
+    (folder / "run.json").write_text(json.dumps(record | more))
+    return folder
+
+
+def write_trial(folder: Path, swept: dict[str, Any], losses: list[float], state: str = "COMPLETE", **more: Any) -> None:
+    """A run directory of an Optuna sweep."""
+    status = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed: RuntimeError", "RUNNING": "running"}[state]
+    write_run(folder, swept, losses, status)
+    value = losses[-1] if state == "COMPLETE" else None
+    verdict = {"number": int(folder.name), "params": swept, "state": state, "value": value, "reason": None, "died": []}
+    (folder / "trial.json").write_text(json.dumps(verdict | more))
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Six trials: the last one finished is the best."""
+    folder = tmp_path / "sweep"
+    write_trial(folder / "0", {"lora.r": 8, "optim.lr": 1e-5, "lora.alpha": "${times_r:1}"}, [1.9, 1.8, 1.7])
+    write_trial(folder / "1", {"lora.r": 16, "optim.lr": 1e-4, "lora.alpha": "${times_r:2}"}, [1.5, 1.3, 1.2])
+    write_trial(
+        folder / "2", {"lora.r": 8, "optim.lr": 9e-4, "lora.alpha": "${times_r:2}"}, [1.1], "PRUNED", reason="too slow"
+    )
+    write_trial(
+        folder / "3", {"lora.r": 64, "optim.lr": 2e-4, "lora.alpha": "${times_r:4}"}, [1.0], "FAIL",
+        reason="OutOfMemoryError: CUDA <out of> memory",
+    )  # fmt: skip
+    write_trial(
+        folder / "4", {"lora.r": 32, "optim.lr": 0.00012, "lora.alpha": "${times_r:2}"}, [1.4, 1.2, 1.1234],
+        died=["killed by SIGKILL"],
+    )  # fmt: skip
+    write_trial(folder / "5", {"lora.r": 8, "optim.lr": 5e-5, "lora.alpha": "${times_r:4}"}, [0.9], "RUNNING")
+    return folder
+
+
+def written(folder: Path, *options: str) -> str:
+    assert main([str(folder), *options]) == 0
+    return (folder / "report.html").read_text()
+
+
+def rows_of(page: str, title: str) -> list[list[str]]:
+    """Cells of the first table under a heading, without their tags."""
+    part = page.partition(f"<h2>{title}</h2>")[2].partition("</table>")[0]
+    rows = [re.findall(r"<td>(.*?)</td>", row) for row in part.split("<tr")]
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in rows if row]
+
+
+def test_the_best_trial_is_the_lowest_that_finished_and_its_command_repeats_it(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = written(sweep)
+    assert [row[:5] for row in rows_of(page, "Best trials")] == [
+        ["4", "1.1234", "32", "1.2e-4", "64"],  # alpha as the run took it
+        ["1", "1.2000", "16", "1e-4", "32"],
+        ["0", "1.7000", "8", "1e-5", "8"],
+    ]
+    command = "experiments=quickstart lora.r=32 optim.lr=0.00012 &#x27;lora.alpha=${times_r:2}&#x27;</pre>"
+    assert f"python -m medreason.train {command}" in page
+    said = capsys.readouterr().out
+    assert str(sweep / "report.html") in said and "best: trial 4, 1.1234, lora.r=32" in said
+    assert len(rows_of(written(sweep, "--top", "2"), "Best trials")) == 2
+
+
+def test_every_ending_is_counted_and_explained(sweep: Path) -> None:
+    page = written(sweep)
+    assert "3 finished, 1 pruned, 1 failed, 1 running" in page
+    assert rows_of(page, "Failures and interruptions") == [
+        ["3", "failed", "OutOfMemoryError: CUDA &lt;out of&gt; memory", ""],
+        ["4", "finished", "", "killed by SIGKILL"],
+        ["5", "running", "", ""],
+    ]
+    assert "too slow" in page
+
+
+def test_pruning_saves_what_the_pruned_would_have_trained_on(sweep: Path) -> None:
+    trials = read_sweep(sweep)
+    assert [trial.tokens for trial in trials] == [30_000, 30_000, 10_000, 10_000, 30_000, 10_000]
+    assert saved_by_pruning(trials) == 20_000
+    assert ["pruned", "1", "10k (8%)", "1 min (17%)"] in [
+        [cell.replace("60 s", "1 min") for cell in row] for row in rows_of(written(sweep), "Cost")
+    ]
+    assert saved_by_pruning([trial for trial in trials if trial.state != "pruned"]) is None
+
+
+def test_the_page_holds_everything_in_itself(sweep: Path) -> None:
+    page = written(sweep)
+    sources = re.findall(r'(?:src|srcset)="([^"]*)"', page)
+    assert len(sources) == 4  # curves, progress, heat, slices; too few trials for importance
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert not re.search(r'(href|src)="(https?:)?//|@import|url\(|<script', page)
+    links = re.findall(r'href="([^"]*)"', page)
+    assert links and all((sweep / link).is_dir() for link in links)
+    assert {path.name for path in (sweep / "report").iterdir()} == {
+        "curves.png", "progress.png", "heat.png", "slices.png",
+    }  # fmt: skip
+
+
+def test_trials_that_died_in_odd_ways_are_shown_as_what_they_are(sweep: Path) -> None:
+    (sweep / "6").mkdir()
+    (sweep / "7").mkdir()
+    (sweep / "7" / "run.json").write_text('{"status": "runn')
+    diverged = write_run(sweep / "8", {"lora.r": 8, "optim.lr": 0.5}, [1.0, float("nan")])
+    assert "NaN" in (diverged / "run.json").read_text()
+    write_run(sweep / "9", {"lora.r": 8}, [1.3], "interrupted", results=[], swept=None, seconds="long", overrides=3)
+    (sweep / "9" / "metrics.csv").write_text("epoch,step,train/loss,val/loss\n0,1,2.0,\n0,what,,7\n0,10,,1.3,5,6\n0")
+    (sweep / "9" / "config.yaml").write_text("lora: {r: 8")
+    (sweep / "9" / "trial.json").write_text("[]")
+    (sweep / "10").mkdir()
+    (sweep / "10" / "metrics.csv").write_bytes(b"\xff\xfe\x00")
+    page = written(sweep)
+    assert "4 finished, 1 pruned, 1 failed, 1 interrupted, 1 running, 3 unknown" in page
+    ended = {row[0]: row[1:3] for row in rows_of(page, "Failures and interruptions")}
+    assert ended["6"] == ["unknown", "no run.json"]
+    assert ended["7"] == ["unknown", "run.json cannot be read (JSONDecodeError)"]
+    assert ended["8"] == ["finished", "its monitored metric is not a number"]
+    assert ended["9"][0] == "interrupted" and ended["10"][0] == "unknown"
+    assert read_trial(sweep / "9").curve == ([10.0], [1.3])
+    assert rows_of(page, "Best trials")[0][0] == "4" and len(rows_of(page, "Best trials")) == 3
+
+
+def test_a_plain_grid_is_a_sweep_too(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {"lora.r": 8}, [1.4])
+    write_run(tmp_path / "1", {"lora.r": 16}, [1.3])
+    write_run(tmp_path / "2", {"lora.r": 32}, [1.2], "failed: ValueError: no")
+    page = written(tmp_path)
+    assert "2 finished, 1 failed" in page and rows_of(page, "Best trials")[0][:3] == ["1", "1.3000", "16"]
+    assert ["2", "failed", "ValueError: no", ""] in rows_of(page, "Failures and interruptions")
+
+
+def test_without_a_finished_trial_the_page_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "0", {"lora.r": 8}, [], "running")
+    (tmp_path / "0" / "config.yaml").unlink()
+    assert "No trial has finished yet." in written(tmp_path)
+
+
+def test_intervals_are_students() -> None:
+    values = [1.10, 1.14, 1.09, 1.12]
+    mean, half = interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=mean, scale=stats.sem(values))
+    assert (mean - half, mean + half) == pytest.approx((low, high))
+    assert interval([1.0]) == (1.0, float("inf"))
+
+
+def confirm(sweep: Path, losses: dict[int, list[float]]) -> None:
+    """Trials again, each with seeds 1, 2, ..."""
+    number = 0
+    for trial, values in losses.items():
+        swept = json.loads((sweep / str(trial) / "trial.json").read_text())["params"]
+        for seed, value in enumerate(values, 1):
+            write_run(sweep / "confirmed" / str(number), swept | {"seed": seed}, [value])
+            number += 1
+
+
+def test_confirmed_configurations_stand_beside_what_the_search_measured(sweep: Path) -> None:
+    confirm(sweep, {1: [1.21, 1.23, 1.22], 4: [1.12, 1.16, 1.14]})
+    write_run(sweep / "confirmed" / "9", {"lora.r": 16, "optim.lr": 1e-4, "seed": 4}, [2.0], "failed: no")
+    low, high = stats.t.interval(0.95, 2, loc=1.14, scale=stats.sem([1.12, 1.16, 1.14]))
+    page = written(sweep)
+    rows = rows_of(page, "Noise")
+    assert rows[0] == ["32", "1.2e-4", "64", "1.1400", f"{low:.4f} to {high:.4f}", "3", "1.1234"]
+    assert rows[1][:4] + rows[1][5:] == ["16", "1e-4", "32", "1.2200", "3", "1.2000"]
+    assert "confirm_best" not in page
+    assert len(rows_of(page, "Best trials")) == 3  # confirmations are no trials of the search
+
+
+def test_a_difference_is_judged_by_pairs_of_seeds(sweep: Path) -> None:
+    # seeds move both configurations together: their intervals overlap, their difference is steady
+    confirm(sweep, {1: [1.11, 1.21, 1.312], 4: [1.10, 1.20, 1.30]})
+    groups = repeats(read_sweep(sweep / "confirmed"), read_sweep(sweep))
+    better = compare(groups[0], groups[1])
+    gains = stats.t.interval(0.95, 2, loc=0.032 / 3, scale=stats.sem([0.01, 0.01, 0.012]))
+    assert "is better than the second" in better and f"{gains[0]:.4f} to {gains[1]:.4f}, 3 seeds" in better
+
+
+def test_a_difference_within_noise_is_called_so(sweep: Path) -> None:
+    confirm(sweep, {1: [1.15, 1.11, 1.16], 4: [1.12, 1.16, 1.13]})
+    assert "within noise" in written(sweep)
+
+
+def test_an_unconfirmed_sweep_says_how_to_confirm_it(sweep: Path) -> None:
+    assert f"python -m medreason.train sweeps=confirm_best hydra.sweeper.sweep={sweep}" in written(sweep)
+
+
+def test_importance_finds_the_setting_that_matters(tmp_path: Path) -> None:
+    for number in range(24):
+        rank, lr = (8, 16, 32, 64)[number * 7 % 4], 1e-5 * 1.2**number
+        loss = 1 + abs(number - 12) * 0.05
+        state = "PRUNED" if loss > 1.4 else "COMPLETE"
+        write_trial(tmp_path / str(number), {"lora.r": rank, "optim.lr": lr}, [loss], state)
+    trials = read_sweep(tmp_path)
+    shares = importance(trials)
+    assert shares["optim.lr"] > 0.8 and sum(shares.values()) == pytest.approx(1)
+    assert importance(finished(trials)[:7]) == {}
+    assert "importance.png" in {path.name for path in [written(tmp_path), *(tmp_path / "report").iterdir()][1:]}
+
+
+def test_a_wide_setting_is_binned_by_ratio_and_a_few_values_stand_alone() -> None:
+    assert binned([64, 8, 8]).labels == ["8", "64"] and binned([64, 8, 8]).cells == [1, 0, 0]
+    rates = [10 ** -(3 + number / 10) for number in range(21)]
+    cells = binned(rates).cells
+    assert binned(rates).labels[0].startswith("1e-5 to 2.2e-5") and max(cells.count(c) for c in set(cells)) <= 5
+
+
+def test_a_run_has_a_page_with_its_text_escaped(tmp_path: Path) -> None:
+    run = write_run(
+        tmp_path / "run", {"lora.r": 8}, [1.4, 1.2],
+        data={"source": "<i>rows</i>", "train_documents": 19_000}, versions={"torch": "2.11", "trl": None},
+        results={"steps": 20, "val_loss_before": 2.0, "val_loss_after": 1.2, "tokens": 20_000, "monitored": 1.2},
+    )  # fmt: skip
+    sample = {
+        "question": "Why <script>alert(1)</script>?", "reasoning": "so", "answer": "Anaemia & more",
+        "before": "unsure", "after": "<think>\nlow iron\n</think>\n\nAnaemia",
+    }  # fmt: skip
+    (run / "samples.json").write_text(json.dumps([sample]))
+    page = written(run)
+    assert "<script" not in page and "Why &lt;script&gt;" in page and "&lt;i&gt;rows&lt;/i&gt;" in page
+    assert '<summary>reasoning</summary><p class="text">low iron</p>' in page and "Anaemia &amp; more" in page
+    assert rows_of(page, "Results") == [["held-out loss", "2.0000", "1.2000"]]
+    assert "python -m medreason.train experiments=quickstart lora.r=8" in page
+    assert ["train_documents", "19,000"] in rows_of(page, "Data") and ["torch", "2.11"] in rows_of(page, "Made with")
+    assert (run / "report" / "curves.png").is_file() and page.count("data:image/png") == 1
+
+
+def test_a_run_that_died_at_once_still_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "overrides.yaml").write_text("- lora.r=4\n- sweeps=rank_grid\n")
+    page = written(tmp_path)
+    assert "unknown: no run.json" in page and "python -m medreason.train lora.r=4</pre>" in page
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: None, "no such folder"),
+        (lambda folder: (folder / "1").mkdir(parents=True), "neither a run nor a sweep"),
+        (lambda folder: folder.mkdir() or (folder / "multirun.yaml").touch(), "a sweep without any trial yet"),
+    ],
+)
+def test_nothing_to_report_on_ends_with_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Any, says: str
+) -> None:
+    folder = tmp_path / "here"
+    make(folder)
+    assert main([str(folder)]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"medreason.report: {folder}: {says}") and said.err.count("\n") == 1 and not said.out
+
+
+def test_the_command_needs_none_of_the_heavy_libraries(sweep: Path) -> None:
+    probe = (
+        "import sys; from medreason.report import main; code = main(sys.argv[1:]); "
+        "print([m for m in ('torch', 'unsloth', 'lightning', 'transformers', 'wandb') if m in sys.modules], code)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", probe, str(sweep)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert said.stdout.endswith("[] 0\n"), said.stdout + said.stderr
