@@ -22,8 +22,8 @@ from medreason.clinical_cases import generate_cases
 SETTINGS = [
     "sweeps=rank_alpha_lr", "model=tiny", "trainer=cpu", "optim=adamw", "data=local", "data.row_tokens=1024",
     "data.validation_share=0.2", "data.deduplicate=off", "lora.dropout=0.1", "trainer.answer_questions=0",
-    "trainer.max_steps=60", "trainer.max_epochs=9", "trainer.validate_every_steps=10",
-    "trainer.checkpoint_every_steps=4", "hydra.sweeper.min_steps=20",
+    "trainer.max_steps=24", "trainer.max_epochs=9", "trainer.validate_every_steps=6",
+    "trainer.checkpoint_every_steps=4", "hydra.sweeper.min_steps=6",
     "lora.r=choice(2,4,8,16,400000000000)", "optim.lr=choice(1e-4,1e-3,1e-2,3e-2,1e30)",
 ]  # fmt: skip
 
@@ -86,7 +86,7 @@ def main() -> None:
     trials, kills, seed = (int(text) for text in [*sys.argv[2:], "20", "10", "1"][:3])
     place.mkdir(parents=True, exist_ok=True)
     rows = place / "rows.jsonl"
-    cases = [{"question": c.question, "reasoning": c.reasoning, "answer": c.answer} for c in generate_cases(60, seed=7)]
+    cases = [{"Question": c.question, "Complex_CoT": c.reasoning, "Response": c.answer} for c in generate_cases(60, seed=7)]
     rows.write_text("".join(json.dumps(case) + "\n" for case in cases))
     whole = start(rows, place / "undisturbed", trials)
     hit = disturbed(rows, place / "disturbed", trials, kills, seed)

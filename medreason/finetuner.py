@@ -33,6 +33,7 @@ class Finetuner(L.LightningModule):
         self.model, self.optim, self.total_steps = model, optim, total_steps
         self.step_loss: Tensor | None = None
         self.validation_loss, self.validation_targets = 0.0, 0
+        self.validated_step: int | None = None  # optimizer steps behind the last validation of this process
 
     def cpu(self) -> "Finetuner":
         """Stays where it is: Lightning would carry the base to the host after each fit and each validation."""
@@ -67,6 +68,7 @@ class Finetuner(L.LightningModule):
         sums = torch.tensor([self.validation_loss, self.validation_targets], device=self.device, dtype=torch.float64)
         loss, targets = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self.log("val/loss", (loss / targets).float(), prog_bar=True)
+        self.validated_step = self.trainer.global_step
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.named_parameters(), self.optim)

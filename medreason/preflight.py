@@ -86,6 +86,10 @@ def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
             "trainer.accelerator=gpu, but there is no CUDA GPU here; use trainer=cpu with a small model "
             "(model=smollm2_135m), or run experiments=quickstart"
         )
+    if trainer.accelerator == "gpu" and trainer.devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}, but {torch.cuda.device_count()} GPUs are here; lower trainer.devices"
+        )
     if trainer.accelerator == "cpu" and torch.cuda.is_available():
         raise ConfigError(
             "trainer.accelerator=cpu, but Unsloth would use the GPU that is here; "

@@ -1,34 +1,37 @@
-"""python -m medreason.report DIR: a run, or a sweep of runs, as one page: DIR/report.html.
-
-Reads files alone, so it works anywhere and on a sweep that is still running. The page holds its pictures in itself;
-DIR/report/ holds them as files.
-"""
+"""python -m medreason.report DIR: a run, or a sweep of runs, as one page, DIR/report.html, read from files alone."""
 
 import argparse
-import base64
 import json
-import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medreason.config import ConfigError, Format
+from medreason.page import (
+    amount,
+    answer,
+    command_block,
+    duration,
+    facts_table,
+    folded,
+    page,
+    paragraph,
+    picture,
+    prose,
+    section,
+    short,
+    table,
+    tiles,
+)
 from medreason.prompts import parse_answer
 from medreason.sweep_results import (
-    BEST_SHARE,
-    LEAST_FINISHED,
-    Repeats,
     Trial,
     by_start,
-    compare,
     finished,
     finite,
-    importance,
-    interval,
     is_run,
     is_sweep,
     look_up,
@@ -38,47 +41,20 @@ from medreason.sweep_results import (
     read_rows,
     read_sweep,
     read_trial,
-    repeats,
-    saved_by_pruning,
     setting,
     varied,
-)  # fmt: skip
+)
+from medreason.sweep_statistics import (
+    BEST_SHARE,
+    LEAST_FINISHED,
+    Repeats,
+    compare,
+    importance,
+    interval,
+    repeats,
+    saved_by_pruning,
+)
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-STYLE = """
-:root { color-scheme: light dark; --text: #1d2127; --dim: #626a75; --line: #dfe3e8; --back: #fff; --soft: #f5f6f8;
-  --accent: #b03426 }
-@media (prefers-color-scheme: dark) { :root { --text: #e4e6ea; --dim: #9aa2ad; --line: #343940; --back: #121212;
-  --soft: #1d2024; --accent: #f08a7c }
-  /* white becomes the page's own #121212, black text light, and hues stay as they were */
-  img { filter: invert(.93) hue-rotate(180deg) } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem clamp(1rem, 4vw, 2.5rem) 4rem; max-width: 68rem; background: var(--back);
-  color: var(--text); font: 16px/1.5 system-ui, sans-serif }
-h1 { font-size: 1.6rem; margin: 0 0 .3rem; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem }
-p { max-width: 48rem; margin: .5rem 0 } .dim, figcaption, th { color: var(--dim) }
-.tiles { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1.2rem 0; padding: 0; list-style: none }
-.tiles li { background: var(--soft); border-radius: 8px; padding: .55rem .95rem }
-.tiles b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums } .tiles span { color: var(--dim);
-  font-size: .85rem }
-pre { background: var(--soft); border-radius: 8px; padding: .8rem 1rem; margin: .6rem 0; white-space: pre-wrap;
-  overflow-wrap: anywhere; font: .85rem/1.5 ui-monospace, monospace } .command { user-select: all }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums }
-th, td { text-align: left; vertical-align: top; padding: .35rem 1rem .35rem 0; border-bottom: 1px solid var(--line) }
-th { font-weight: 500 } th, td { white-space: nowrap } .prose { display: block; white-space: normal;
-  overflow-wrap: anywhere; min-width: 12rem; max-width: 34rem }
-tr.best td { color: var(--accent); font-weight: 600 } a { color: inherit }
-/* on a telephone a picture scrolls: shrunk to its width, nothing in it can be read */
-figure { margin: .8rem 0; overflow-x: auto }
-img { max-width: max(100%, 38rem); height: auto; display: block }
-figcaption { font-size: .88rem;
-  max-width: 48rem; margin-top: .3rem }
-details { margin: .5rem 0 } summary { cursor: pointer; color: var(--dim) }
-.sample { border-left: 3px solid var(--line); padding-left: 1rem; margin: 1.2rem 0 } .text { white-space: pre-wrap;
-  overflow-wrap: anywhere }
-"""
 # of a run's configuration, what a reader asks for first
 TELLING = (
     "model.path", "model.precision", "lora.r", "lora.alpha", "lora.dropout", "lora.rslora", "lora.dora",
@@ -88,93 +64,8 @@ TELLING = (
 )  # fmt: skip
 
 
-def page(title: str, parts: Iterable[str]) -> str:
-    """A whole HTML page, self-contained."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
-    )
-
-
-def section(title: str, *parts: str) -> str:
-    """A heading and what stands under it; nothing where that is empty."""
-    inside = [part for part in parts if part]
-    return "\n".join([f"<h2>{escape(title)}</h2>", *inside]) if inside else ""
-
-
-def paragraph(text: str) -> str:
-    return f"<p>{escape(text)}</p>"
-
-
-def prose(text: str) -> str:
-    """Text of a table's cell that may take several lines."""
-    return f'<span class="prose">{escape(text)}</span>' if text else ""
-
-
-def command_block(overrides: Sequence[str]) -> str:
-    """The command that trains with these overrides; one click selects it whole."""
-    return f'<pre class="command">{escape("python -m medreason.train " + shlex.join(overrides))}</pre>'
-
-
-def tiles(facts: Iterable[tuple[str, str]]) -> str:
-    cells = "".join(f"<li><b>{escape(value)}</b><span>{escape(name)}</span></li>" for name, value in facts)
-    return f'<ul class="tiles">{cells}</ul>'
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], best: int | None = None) -> str:
-    """A table of cells that are HTML already; row `best` stands out."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    lines = [
-        f"<tr{' class=best' if place == best else ''}>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>"
-        for place, row in enumerate(rows)
-    ]
-    body = "\n".join(lines)
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>' if lines else ""
-
-
-def facts_table(facts: Mapping[str, Any]) -> str:
-    """Names and values, nothing for an empty value."""
-    rows = [(escape(name), prose(told(value))) for name, value in facts.items() if value not in (None, "", {}, [])]
-    return table(("", ""), rows).replace("<tr><th></th><th></th></tr>\n", "")
-
-
-def told(value: Any) -> str:
-    """A value of a JSON or YAML file as a reader wants it."""
-    from medreason.sweep_plots import short
-
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return f"{value:,}" if isinstance(value, int) and value >= 10_000 else short(value)
-
-
-def picture(figure: "Figure | None", folder: Path, name: str, caption: str) -> str:
-    """The figure as part of the page, and as FOLDER/NAME.png; nothing for no figure."""
-    if figure is None:
-        return ""
-    drawn = BytesIO()
-    figure.savefig(drawn, format="png", dpi=150)
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.png").write_bytes(drawn.getvalue())
-    source = f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
-    text, width = escape(caption), round(figure.get_figwidth() * 105)  # letters of one size in all pictures
-    return f'<figure><img src="{source}" alt="{text}" width="{width}"><figcaption>{text}</figcaption></figure>'
-
-
-def duration(seconds: float) -> str:
-    """Short: 45 s, 12 min, 3 h 05 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def trial_cells(trial: Trial, keys: Sequence[str]) -> list[str]:
     """A table's row: the run's folder, its value, settings and cost."""
-    from medreason.sweep_plots import amount, short
-
     link = f'<a href="{trial.folder.name}/">{trial.number}</a>'
     value = "" if trial.value is None else f"{trial.value:.4f}"
     settings = [escape(short(trial.settings[key])) if key in trial.settings else "" for key in keys]
@@ -204,35 +95,42 @@ def endings(trials: Sequence[Trial]) -> str:
     return table(("trial", "state", "reason", "interruptions survived"), rows)
 
 
-def cost(trials: Sequence[Trial]) -> str:
+def cost(trials: Sequence[Trial]) -> list[str]:
     """Where tokens and time went, and what pruning saved."""
-    from medreason.sweep_plots import amount
-
     tokens, seconds = sum(t.tokens for t in trials), sum(t.seconds for t in trials)
-    states = [state for state in dict.fromkeys(t.state for t in by_start(trials)) if tokens or seconds]
+
+    def share(part: float, whole: float) -> str:
+        return f" ({part / whole:.0%})" if whole else ""
+
     rows = []
-    for state in states:
+    for state in dict.fromkeys(trial.state for trial in by_start(trials)):
         some = [trial for trial in trials if trial.state == state]
         spent, took = sum(t.tokens for t in some), sum(t.seconds for t in some)
-        shares = (f" ({part / whole:.0%})" if whole else "" for part, whole in ((spent, tokens), (took, seconds)))
-        rows.append((state, str(len(some)), amount(spent) + next(shares), duration(took) + next(shares)))
+        cells = amount(spent) + share(spent, tokens), duration(took) + share(took, seconds)
+        rows.append((state, str(len(some)), *cells))
     rows.append(("all", str(len(trials)), amount(tokens), duration(seconds)))
+    return [table(("state", "trials", "tokens", "time"), rows), pruning(trials)]
+
+
+def pruning(trials: Sequence[Trial]) -> str:
+    """What pruning saved, in a sentence; nothing without both pruned and finished trials."""
     saved = saved_by_pruning(trials)
-    says = "" if saved is None else f"Pruning saved about {amount(saved)} tokens: what the pruned trials would have "
-    says += "" if saved is None else "trained on at the length of a finished one, less what they did."
-    return table(("state", "trials", "tokens", "time"), rows) + (paragraph(says) if says else "")
+    if saved is None:
+        return ""
+    stopped = sum(trial.state == "pruned" for trial in trials)
+    unpruned = saved + sum(trial.tokens for trial in trials)
+    return paragraph(
+        f"Pruning stopped {stopped} of {len(trials)} trials early and saved about {amount(saved)} tokens, "
+        f"{saved / unpruned:.0%} of what the sweep would have taken with those trials as long as a finished one."
+    )
 
 
 def noise(found: Sequence[Repeats], sweep: Path) -> str:
     """How sure the order of the best configurations is: means and intervals over seeds, or how to get them."""
-    from medreason.sweep_plots import short
-
     if not found:
-        how = shlex.join(["sweeps=confirm_best", f"hydra.sweeper.sweep={sweep}"])
-        return (
-            paragraph("Not measured: each configuration ran once, so small differences may be chance. To measure it:")
-            + f'<pre class="command">{escape("python -m medreason.train " + how)}</pre>'
-        )
+        return paragraph(
+            "Not measured: each configuration ran once, so small differences may be chance. To measure it:"
+        ) + command_block(["sweeps=confirm_best", f"hydra.sweeper.sweep={sweep}"])
     keys = list(dict.fromkeys(key for each in found for key in each.settings))
     rows = []
     for each in found:
@@ -255,79 +153,102 @@ def noise(found: Sequence[Repeats], sweep: Path) -> str:
     )
 
 
+def searched(sweep: Path) -> str:
+    """What an Optuna sweep searched and what all its trials share, folded; nothing for any other."""
+    record, _ = read_mapping(sweep / "sweep.json")
+    tables = [facts_table(mapping(record.get(name))) for name in ("space", "shared")]
+    return folded("what was searched, and what all trials share", *tables)
+
+
+def headline(trials: Sequence[Trial], metric: str) -> list[tuple[str, str]]:
+    """A sweep in four numbers."""
+    best = finished(trials)[:1]
+    return [
+        (counted(trials), f"{len(trials)} trial{'s' if len(trials) > 1 else ''}"),
+        ("tokens", amount(sum(trial.tokens for trial in trials))),
+        ("time of all trials", duration(sum(trial.seconds for trial in trials))),
+        *((f"best {metric}, trial {trial.number}", f"{trial.value:.4f}") for trial in best),
+    ]
+
+
 def sweep_page(sweep: Path, trials: Sequence[Trial], top: int) -> str:
     """The page of a sweep; its pictures are written on the way."""
-    from medreason import sweep_plots as plots
-
     metric = next((monitored(c) for t in trials if (c := read_mapping(t.folder / "config.yaml")[0])), "val/loss")
-    pictures, done, keys, tried = sweep / "report", finished(trials), varied(trials), plots.amount
-    swept = list(dict.fromkeys(key for trial in trials for key in trial.settings))
+    done, swept = finished(trials), list(dict.fromkeys(key for trial in trials for key in trial.settings))
     header = ("trial", metric, *swept, "steps", "tokens", "time")
-    seconds = sum(trial.seconds for trial in trials)
-    facts = [(counted(trials), f"{len(trials)} trial{'s' * (len(trials) > 1)}")]
-    facts += [("tokens", tried(sum(t.tokens for t in trials))), ("time of all trials", duration(seconds))]
-    facts += [(f"best {metric}, trial {done[0].number}", f"{done[0].value:.4f}")] if done else []
-    best = ""
-    if done:
-        nothing = paragraph("Its files do not tell which overrides it was given.")
-        best = command_block(done[0].overrides) if done[0].overrides else nothing
-    every = [[*trial_cells(t, swept), t.state, prose(t.reason)] for t in trials]
+    every = [[*trial_cells(trial, swept), trial.state, prose(trial.reason)] for trial in trials]
     confirmed = read_sweep(sweep / "confirmed") or trials  # a folder of confirmations is a sweep of its own, too
-    shares = importance(trials)
+    course, settings = sweep_pictures(trials, metric, sweep / "report")
     return page(
         f"Sweep {sweep.resolve().name}",
         [
             f"<h1>Sweep {escape(sweep.resolve().name)}</h1>",
-            tiles(facts),
-            section("Repeat the best trial", best) if done else paragraph("No trial has finished yet."),
+            tiles(headline(trials, metric)),
+            section("Repeat the best trial", repeat(done[0])) if done else paragraph("No trial has finished yet."),
             section(
                 "Best trials",
                 table(header, [trial_cells(trial, swept) for trial in done[:top]], 0),
-                "<details><summary>every trial</summary>" + table((*header, "state", "reason"), every) + "</details>",
+                folded("every trial", table((*header, "state", "reason"), every)),
+                searched(sweep),
             ),
-            section(
-                "Course",
-                picture(plots.draw_curves(trials, metric), pictures, "curves", f"{metric} while each trial trained."),
-                picture(
-                    plots.draw_progress(trials, metric), pictures, "progress",
-                    "What the search had found by how many tokens, trials in order of start.",
-                ),
-            ),
-            section(
-                "Settings",
-                picture(
-                    plots.draw_heat(trials, keys, metric), pictures, "heat",
-                    f"Best {metric} of the finished trials in each cell. Empty: nothing was tried there.",
-                ),
-                picture(
-                    plots.draw_slices(trials, keys, metric), pictures, "slices",
-                    f"{metric} by setting, a point a trial: red the best, hollow a pruned one at its last value, "
-                    "triangles beyond the axis.",
-                ),
-                picture(
-                    plots.draw_importance(shares), pictures, "importance",
-                    f"Which settings decide whether a trial is among the best {BEST_SHARE:.0%} (PED-ANOVA; pruned "
-                    f"trials count as not among them). {len(done)} finished trials: with so few, take it as a hint.",
-                ),
-                "" if shares or len(keys) < 2
-                else paragraph(f"Importance is estimated from {LEAST_FINISHED} finished trials on."),
-            ),
+            section("Course", *course),
+            section("Settings", *settings),
             section("Noise", noise(repeats(confirmed, trials), sweep)),
-            section("Cost", cost(trials)),
+            section("Cost", *cost(trials)),
             section("Failures and interruptions", endings(trials) or paragraph("None.")),
         ],
-    )  # fmt: skip
+    )
+
+
+def repeat(trial: Trial) -> str:
+    """The command that trains a trial again."""
+    if not trial.overrides:
+        return paragraph("Its files do not tell which overrides it was given.")
+    return command_block(trial.overrides)
+
+
+def sweep_pictures(trials: Sequence[Trial], metric: str, folder: Path) -> tuple[list[str], list[str]]:
+    """A sweep's course and its settings, drawn; the pictures are written to the folder, too."""
+    from medreason import sweep_plots as plots  # matplotlib is slow to import, and --help needs none
+
+    keys, shares, done = varied(trials), importance(trials), len(finished(trials))
+    course = [
+        picture(plots.draw_curves(trials, metric), folder, "curves", f"{metric} while each trial trained."),
+        picture(
+            plots.draw_progress(trials, metric), folder, "progress",
+            "What the search had found by how many tokens, trials in order of start.",
+        ),
+    ]  # fmt: skip
+    settings = [
+        picture(
+            plots.draw_heat(trials, keys, metric), folder, "heat",
+            f"Best {metric} of the finished trials in each cell. Empty: nothing was tried there.",
+        ),
+        picture(
+            plots.draw_slices(trials, keys, metric), folder, "slices",
+            f"{metric} by setting, a point a trial: red the best, hollow a pruned one at its last value, triangles "
+            "beyond the axis.",
+        ),
+        picture(
+            plots.draw_importance(shares), folder, "importance",
+            f"Which settings decide whether a trial is among the best {BEST_SHARE:.0%} (PED-ANOVA; pruned trials "
+            f"count as not among them). {done} finished trials: with so few, take it as a hint.",
+        ),
+    ]  # fmt: skip
+    if not shares and len(keys) > 1:
+        settings.append(paragraph(f"Importance is estimated from {LEAST_FINISHED} finished trials on."))
+    return course, settings
 
 
 def run_page(run: Path) -> str:
     """The page of one run; its picture is written on the way."""
-    from medreason import sweep_plots as plots
+    from medreason import sweep_plots as plots  # see sweep_pictures
 
     trial = read_trial(run)
     (record, _), (config, _) = read_mapping(run / "run.json"), read_mapping(run / "config.yaml")
     results, name = mapping(record.get("results")), run.resolve().name
     facts = [("status", trial.state), ("optimizer steps", f"{trial.steps:,}"), ("time", duration(trial.seconds))]
-    facts += [("tokens", plots.amount(trial.tokens))] if trial.tokens else []
+    facts += [("tokens", amount(trial.tokens))] if trial.tokens else []
     memory = finite(results.get("peak_memory_gib"))
     facts += [("peak GPU memory", f"{memory:.1f} GiB")] if memory is not None else []
     rows = []
@@ -358,7 +279,7 @@ def run_page(run: Path) -> str:
             section(
                 "Configuration",
                 facts_table(telling),
-                f"<details><summary>all of it</summary><pre>{escape(whole)}</pre></details>" if whole else "",
+                folded("all of it", f"<pre>{escape(whole)}</pre>" if whole else ""),
             ),
             section("Data", facts_table(mapping(record.get("data")))),
             section("Made with", facts_table(origin | mapping(record.get("versions")))),
@@ -386,13 +307,6 @@ def sample(row: Mapping[str, Any], style: Format) -> str:
     return '<div class="sample">' + "\n".join(lines) + "</div>"
 
 
-def answer(label: str, reasoning: str, text: str) -> str:
-    folded = f'<details><summary>reasoning</summary><p class="text">{escape(reasoning)}</p></details>'
-    return f'<p class="text"><span class="dim">{label}:</span> {escape(text or "(none)")}</p>' + folded * bool(
-        reasoning
-    )
-
-
 def write_report(folder: Path, top: int = 10) -> list[str]:
     """Writes FOLDER/report.html; returns the lines to say. Raises ConfigError where there is nothing to report on."""
     if not folder.is_dir():
@@ -406,15 +320,15 @@ def write_report(folder: Path, top: int = 10) -> list[str]:
     for old in (folder / "report").glob("*.png"):
         old.unlink()  # a picture that is not drawn any more would pass for a new one
     path = folder / "report.html"
-    path.write_text(sweep_page(folder, trials, top) if sweep else run_page(folder))
-    best = finished(trials)[:1]
-    said = [f"best: trial {trial.number}, {trial.value:.4f}, {describe(trial)}" for trial in best]
-    return [str(path), *(said or (["no trial has finished yet"] if sweep else []))]
+    text = sweep_page(folder, trials, top) if sweep else run_page(folder)
+    path.write_text(text, encoding="utf-8", errors="replace")
+    if not sweep:
+        return [str(path)]
+    best = [f"best: trial {t.number}, {t.value:.4f}, {describe(t)}" for t in finished(trials)[:1]]
+    return [str(path), *(best or ["no trial has finished yet"])]
 
 
 def describe(trial: Trial) -> str:
-    from medreason.sweep_plots import short
-
     return " ".join(f"{key}={short(setting(value))}" for key, value in trial.settings.items())
 
 

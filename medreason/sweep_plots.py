@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from medreason.page import amount, short
 from medreason.run_directory import series
-from medreason.sweep_results import Setting, Trial, by_start, finished, numeric, wide
+from medreason.sweep_results import Setting, Trial, by_start, finished, numeric
 
 BEST, DONE, PRUNED, LEARNING = "#c0392b", "#4c78a8", "#808894", "#2c7a4b"
 LEVELS = 8  # more distinct values than this are binned
@@ -24,24 +25,6 @@ class Binned:
 
     labels: list[str]
     cells: list[int]  # of each value
-
-
-def short(value: Setting) -> str:
-    """A number as people write it: 0.00012 as 1.2e-4. Text as it is, cut where it is long."""
-    if isinstance(value, str):
-        return value if len(value) <= 40 else value[:37] + "..."
-    if isinstance(value, float) and 0 < abs(value) < 0.001:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:g}" if abs(value) < 1e6 else f"{value:.3g}"
-
-
-def amount(count: float) -> str:
-    """Tokens, short: 1.5M."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0f}"
 
 
 def axes(figure: Figure, **names: Any) -> Any:
@@ -128,6 +111,11 @@ def draw_progress(trials: Sequence[Trial], metric: str) -> Figure | None:
     focus(axis, [value for _, value in points], [value for _, value in points], keep=best[0][1])
     axis.legend(frameon=False, fontsize=9)
     return figure
+
+
+def wide(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis suits: positive, and spanning a factor of more than 10."""
+    return min(values) > 0 and max(values) > 10 * min(values)
 
 
 def binned(values: Sequence[float]) -> Binned:
@@ -226,7 +214,7 @@ def place_ticks(axis: Any, values: Sequence[Setting]) -> dict[Setting, Setting]:
         return {}
     if any(isinstance(level, str) for level in levels):
         texts = [short(level) for level in levels]
-        axis.set_xticks(range(len(levels)), texts, rotation=20 if max(map(len, texts)) > 8 else 0)
+        axis.set_xticks(range(len(levels)), texts, rotation=20 if max(map(len, texts)) > 8 else 0, parse_math=False)
         axis.set_xlim(-0.5, len(levels) - 0.5)
         return {level: place for place, level in enumerate(levels)}
     numbers = [float(level) for level in levels]

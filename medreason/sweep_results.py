@@ -1,15 +1,8 @@
-"""What the files of a sweep say: its trials, and what may be concluded from them.
-
-SWEEP/0, SWEEP/1, ...   a run directory each (medreason/run_directory.py); an Optuna sweep adds trial.json
-SWEEP/confirmed/0, ...  the best configurations again, each with several seeds (sweeps=confirm_best)
-
-A trial may have died at any moment, so that any file may be missing, cut or odd: it is then shown as what it is.
-"""
+"""What the files of a sweep say: its trials, each as far as its files can be read."""
 
 import csv
 import json
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,8 +16,6 @@ from medreason.run_directory import read_cells, series
 Setting = int | float | str
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "running"}
 RUN_FILES = ("run.json", "trial.json", "config.yaml", "metrics.csv", ".hydra")
-LEAST_FINISHED = 8  # trials, below which importance is noise
-BEST_SHARE = 0.25  # of the trials: what importance asks about. Optuna's 0.1 is two trials of twenty
 
 
 @dataclass(frozen=True)
@@ -47,16 +38,6 @@ class Trial:
     curve: tuple[list[float], list[float]]  # optimizer steps, monitored metric
 
 
-@dataclass(frozen=True)
-class Repeats:
-    """One configuration, trained with several seeds."""
-
-    settings: dict[str, Setting]  # without the seed
-    by_seed: dict[Setting, float]  # finished runs
-    lost: int  # runs that did not finish
-    searched_value: float | None  # what the search had measured, once
-
-
 def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON or YAML file's content and an empty string; or an empty mapping and what is wrong with the file."""
     try:
@@ -65,7 +46,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
         content = yaml.load(text, Loader=loader) if path.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
         return {}, f"no {path.name}"
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         return {}, f"{path.name} cannot be read ({type(error).__name__})"
     return (content, "") if isinstance(content, dict) else ({}, f"{path.name} holds no settings")
 
@@ -86,7 +67,7 @@ def finite(value: object) -> float | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
@@ -126,12 +107,20 @@ def trial_folders(sweep: Path) -> list[Path]:
 
 
 def read_sweep(sweep: Path) -> list[Trial]:
-    """Every trial, by number."""
+    """Every trial, by number.
+
+    SWEEP/sweep.json        of an Optuna sweep: what was searched, and what all trials share
+    SWEEP/0, SWEEP/1, ...   a run directory each (medreason/run_directory.py); an Optuna sweep adds trial.json
+    SWEEP/confirmed/0, ...  the best configurations again, each with several seeds (sweeps=confirm_best)
+    """
     return [read_trial(folder) for folder in trial_folders(sweep)]
 
 
 def read_trial(folder: Path) -> Trial:
-    """A trial from whatever of its files can be read."""
+    """A trial from whatever of its files can be read.
+
+    It may have died at any moment, so that any file may be missing, cut or odd: it is then shown as what it is.
+    """
     record, trouble = read_mapping(folder / "run.json")
     verdict, verdict_trouble = read_mapping(folder / "trial.json")
     config, _ = read_mapping(folder / "config.yaml")
@@ -210,7 +199,7 @@ def read_overrides(folder: Path, record: Mapping[str, Any]) -> list[str]:
 def timestamp(text: object) -> float | None:
     try:
         return datetime.fromisoformat(str(text)).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -222,8 +211,8 @@ def time_to_last_sign(folder: Path, started: float | None) -> float:
 
 def finished(trials: Iterable[Trial]) -> list[Trial]:
     """Trials with a final value, best first."""
-    done = [(trial.value, trial.number, trial) for trial in trials if trial.state == "finished"]
-    return [trial for value, _, trial in sorted((v, n, t) for v, n, t in done if v is not None)]
+    done = [trial for trial in trials if trial.state == "finished" and trial.value is not None]
+    return sorted(done, key=lambda trial: (trial.value or 0.0, trial.number))
 
 
 def by_start(trials: Iterable[Trial]) -> list[Trial]:
@@ -237,118 +226,5 @@ def varied(trials: Sequence[Trial]) -> list[str]:
     return [key for key in keys if len({t.settings[key] for t in trials if key in t.settings}) > 1]
 
 
-def saved_by_pruning(trials: Sequence[Trial]) -> int | None:
-    """Tokens that pruned trials would have trained on at full length (a finished trial's median); None if unknown."""
-    lengths = [trial.tokens for trial in finished(trials) if trial.tokens]
-    pruned = [trial.tokens for trial in trials if trial.state == "pruned"]
-    return max(0, round(statistics.median(lengths) * len(pruned)) - sum(pruned)) if lengths and pruned else None
-
-
-def importance(trials: Sequence[Trial]) -> dict[str, float]:
-    """Shares, of 1, by which each setting decides whether a trial is among the best (PED-ANOVA); {} with too few.
-
-    https://arxiv.org/abs/2304.10255. It asks only which trials are best, so a pruned one, of which all that is known
-    is that it is not, may stand in as the worst. Without them a setting that pruning cuts short would look harmless.
-    """
-    import warnings
-
-    import optuna
-
-    done = [(trial, trial.value) for trial in finished(trials) if trial.value is not None]
-    if len(done) < LEAST_FINISHED:
-        return {}
-    rows = done + [(trial, done[-1][1]) for trial in trials if trial.state == "pruned"]
-    keys = [key for key in done[0][0].searched if all(key in trial.searched for trial, _ in rows)]
-    columns = {key: [trial.searched[key] for trial, _ in rows] for key in keys}
-    spaces = {key: space(values) for key, values in columns.items() if len(set(values)) > 1}
-    if len(spaces) < 2:
-        return {}
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study()
-    for trial, value in rows:
-        params = {key: trial.searched[key] if numeric(columns[key]) else str(trial.searched[key]) for key in spaces}
-        study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
-    share = min(BEST_SHARE, len(done) / 2 / len(rows))  # no pruned trial among the best
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental, says Optuna
-        try:
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=share)
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-        except (ValueError, RuntimeError):  # all trials alike
-            return {}
-    return {key: each for key, each in found.items() if math.isfinite(each)}
-
-
 def numeric(values: Iterable[Setting]) -> bool:
     return all(not isinstance(value, str) for value in values)
-
-
-def wide(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis suits: positive, and spanning a factor of more than 10."""
-    return min(values) > 0 and max(values) > 10 * min(values)
-
-
-def space(values: Sequence[Setting]) -> Any:
-    """The Optuna distribution that values could have come from."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    numbers = [value for value in values if not isinstance(value, str)]
-    if len(numbers) < len(values):
-        return CategoricalDistribution(sorted({str(value) for value in values}))
-    return FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0 and max(numbers) >= 4 * min(numbers))
-
-
-def repeats(confirmed: Sequence[Trial], search: Sequence[Trial]) -> list[Repeats]:
-    """Runs that differ in nothing but their seed, together; the best mean first."""
-    groups: dict[tuple[tuple[str, Setting], ...], list[Trial]] = {}
-    for trial in confirmed:
-        if "seed" in trial.settings:
-            key = tuple(sorted((k, v) for k, v in trial.settings.items() if k != "seed"))
-            groups.setdefault(key, []).append(trial)
-    found = []
-    for members in groups.values():
-        settings = {k: v for k, v in members[0].settings.items() if k != "seed"}
-        done = {trial.settings["seed"]: trial.value for trial in finished(members) if trial.value is not None}
-        alike = [trial.value for trial in finished(search) if same(settings, trial.settings)]
-        found.append(Repeats(settings, done, len(members) - len(done), alike[0] if alike else None))
-    return sorted(found, key=lambda each: statistics.mean(each.by_seed.values()) if each.by_seed else math.inf)
-
-
-def same(some: Mapping[str, Setting], others: Mapping[str, Setting]) -> bool:
-    """Whether two trials agree in every setting that both name (numbers to 6 digits: text may have rounded them)."""
-    shared = [key for key in some if key in others]
-
-    def agree(one: Setting, other: Setting) -> bool:
-        if isinstance(one, str) or isinstance(other, str):
-            return str(one) == str(other)
-        return math.isclose(one, other, rel_tol=1e-6)
-
-    return bool(shared) and all(agree(some[key], others[key]) for key in shared)
-
-
-def interval(values: Iterable[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95% t-interval, infinite below two values."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped]  # Student's t without scipy.stats' slow import
-
-    each = list(values)
-    if len(each) < 2:
-        return statistics.mean(each), math.inf
-    quantile = float(stdtrit(len(each) - 1, 0.975))
-    return statistics.mean(each), quantile * statistics.stdev(each) / math.sqrt(len(each))
-
-
-def compare(best: Repeats, second: Repeats) -> str:
-    """Whether the best configuration is better than the second, in words; paired by seed where both ran with one."""
-    paired = [second.by_seed[seed] - best.by_seed[seed] for seed in best.by_seed if seed in second.by_seed]
-    if len(paired) > 1:
-        gain, half = interval(paired)
-        told = f"mean difference {gain:.4f} (95% interval {gain - half:.4f} to {gain + half:.4f}, {len(paired)} seeds)"
-        if gain > half:
-            return f"Paired by seed, the best configuration is better than the second: {told}."
-        return f"Paired by seed, the difference between the best two is within noise: {told}."
-    if min(len(best.by_seed), len(second.by_seed)) < 2:
-        return "Too few seeds to tell the best two apart: each needs two finished runs or more."
-    (mean, half), (other, other_half) = interval(best.by_seed.values()), interval(second.by_seed.values())
-    if mean + half >= other - other_half:
-        return "The intervals of the best two overlap: the difference is within noise."
-    return "The intervals of the best two do not overlap: the best configuration is better than the second."

@@ -3,6 +3,7 @@
 What is cheap and can fail comes first: configuration, hardware, rows. Then Unsloth's import, tokens, the model.
 """
 
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from medreason.own_process import carry_out, describe_exit, one_of_several, run_
 from medreason.preflight import check_run
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
 from medreason.run_directory import provenance, read_json, resolve_checkpoint, write_json
-from medreason.wandb_runs import finish_wandb, log_samples, wandb_logger
+from medreason.wandb_runs import agent_parameters, finish_wandb, log_samples, wandb_logger
 
 
 def train(config: TrainConfig) -> None:
@@ -78,7 +79,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         "started": earlier.get("started") if goes_on else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **provenance(),
         "overrides": earlier.get("overrides") or list(HydraConfig.get().overrides.task),
-        "swept": earlier.get("swept") or swept_settings(),
+        "swept": earlier.get("swept") or swept_settings() or agent_parameters(),
         "resumed_from": str(resumed) if resumed else None,
         "wandb_id": earlier.get("wandb_id") if goes_on else None,
         "data": {"source": split.corpus.source, "sha256": split.fingerprint, **counts, "left_out": split.left_out},
@@ -118,6 +119,9 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
             checkpoint = run / "checkpoints" / "last.ckpt"
             command_line = shlex.join(["python", "-m", "medreason.train", *again, f"ckpt={checkpoint}"])
             say(f"stopped after step {error}; it goes on with: {command_line}")
+        if "WANDB_SWEEP_ID" in os.environ:
+            record["status"] = "pruned"  # so W&B stops a hopeless run; its agent would count an exit code as a failure
+            return
         raise SystemExit(INTERRUPTED) from None
     except BaseException as error:
         if out_of_memory(error):
@@ -234,9 +238,8 @@ def fit(
         model.save_pretrained(run / "adapter")
         tokenizer.save_pretrained(run / "adapter")
     monitored: Any = trainer.callback_metrics.get(config.monitor)
-    # measured at the last step already, unless that was no multiple, or a finished run was resumed and made none
     measured: Any = trainer.callback_metrics.get("val/loss")
-    if measured is None or trainer.global_step % config.trainer.validate_every_steps:
+    if finetuner.validated_step != trainer.global_step:  # the last step was none to validate at, or no step was made
         measured = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
     results["val_loss_after"] = float(measured)
     results["monitored"] = float(measured if config.monitor == "val/loss" else monitored)

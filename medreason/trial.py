@@ -46,13 +46,14 @@ class TrialReport(Callback):
     def __init__(self, trial: optuna.Trial, monitor: str) -> None:
         self.trial, self.monitor = trial, monitor
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if trainer.state.fn != "fit":
             return  # measured before or after training
         value: Any = trainer.callback_metrics.get(self.monitor)
         stop = False
         if trainer.is_global_zero and value is not None and math.isfinite(value):
             self.trial.report(float(value), trainer.global_step)
-            stop = self.trial.should_prune()
+            # a trial that has made all its steps has its result: nothing is saved by throwing it away
+            stop = trainer.global_step < pl_module.total_steps and self.trial.should_prune()
         if trainer.strategy.broadcast(stop):
             raise Pruned

@@ -1,5 +1,6 @@
 """Carries out the trials of a study, one process each, through a launcher of Hydra's."""
 
+import math
 import shlex
 import signal
 import sys
@@ -105,7 +106,9 @@ def prepare(trial: FrozenTrial, run: Path, describe: Describe, pruning: Mapping[
         "study": {**pruning, "trial_id": trial._trial_id},
     }
     write_json(run / "trial.json", {"died": [], **read_json(run / "trial.json"), **link})
-    start = {"status": "starting", "swept": swept, "overrides": overrides}
+    # so that these overrides, given to the command, train this trial and do not sweep again
+    once = ["hydra.mode=RUN"] if any(one.startswith("sweeps=") for one in overrides) else []
+    start = {"status": "starting", "swept": swept, "overrides": [*overrides, *once]}
     write_json(run / "run.json", read_json(run / "run.json") | start)
 
 
@@ -172,7 +175,9 @@ def best_trials(folder: Path, top: int) -> dict[int, tuple[list[str], dict[str, 
     found: Sequence[tuple[float, int, dict[str, Any]]] = sorted(
         (record["results"]["monitored"], int(run.name), record)
         for run in folder.iterdir()
-        if run.name.isdigit() and (record := read_json(run / "run.json")).get("status") == "finished"
+        if run.name.isdigit()
+        and (record := read_json(run / "run.json")).get("status") == "finished"
+        and math.isfinite(record["results"]["monitored"])
     )
     if not found:
         raise ConfigError(f"hydra.sweeper.sweep={folder}: no finished trial in it")

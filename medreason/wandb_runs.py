@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from medreason.config import Format, LoggerKind, TrainConfig
 from medreason.progress import describe_swept, say
@@ -24,6 +25,7 @@ def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], ident
     offline = os.environ.get("WANDB_MODE") == "offline" or not has_wandb_account()
     if offline:
         say(f"W&B: no account here, logging offline; later: wandb sync {run}/wandb/offline-run-*")
+    # in an agent's process W&B itself says which run this is, and drops our id
     settings: dict[str, Any] = {
         "name": config.logger.name or describe_swept(swept) or run.name,
         "group": run.parent.name if swept else None,
@@ -50,17 +52,34 @@ def log_samples(samples: Sequence[Mapping[str, str]], style: Format) -> None:
     wandb.run.log({"samples": table})
 
 
+def agent_parameters() -> dict[str, str]:
+    """What an agent of W&B's own sweeps gave this process: settings and values; nothing without an agent."""
+    given = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not given:
+        return {}
+    from omegaconf import OmegaConf
+
+    entries = OmegaConf.to_container(OmegaConf.load(given))
+    assert isinstance(entries, dict)
+    return {str(key): str(entry["value"]) for key, entry in entries.items() if isinstance(entry, dict)}
+
+
 def has_wandb_account() -> bool:
     """Whether W&B finds a key without asking: in the environment, or in the netrc file that `wandb login` writes."""
     import netrc
 
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].strip("/")
+    import wandb
+
+    hosts = [urlsplit(wandb.Settings().base_url).netloc]
+    if "WANDB_BASE_URL" not in os.environ:
+        hosts.append("api.wandb.ai")  # what earlier releases of wandb wrote there
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        found = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(found.authenticators(host) for host in hosts)
 
 
 def finish_wandb(*, failed: bool) -> None:

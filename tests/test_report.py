@@ -13,16 +13,8 @@ from scipy import stats
 from conftest import ROOT
 from medreason.report import main
 from medreason.sweep_plots import binned
-from medreason.sweep_results import (
-    compare,
-    finished,
-    importance,
-    interval,
-    read_sweep,
-    read_trial,
-    repeats,
-    saved_by_pruning,
-)
+from medreason.sweep_results import finished, read_sweep, read_trial
+from medreason.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
 
 
 def write_run(
@@ -133,6 +125,7 @@ def test_pruning_saves_what_the_pruned_would_have_trained_on(sweep: Path) -> Non
     assert ["pruned", "1", "10k (8%)", "1 min (17%)"] in [
         [cell.replace("60 s", "1 min") for cell in row] for row in rows_of(written(sweep), "Cost")
     ]
+    assert "Pruning stopped 1 of 6 trials early and saved about 20k tokens, 14% of what" in written(sweep)
     assert saved_by_pruning([trial for trial in trials if trial.state != "pruned"]) is None
 
 
@@ -170,6 +163,42 @@ def test_trials_that_died_in_odd_ways_are_shown_as_what_they_are(sweep: Path) ->
     assert ended["9"][0] == "interrupted" and ended["10"][0] == "unknown"
     assert read_trial(sweep / "9").curve == ([10.0], [1.3])
     assert rows_of(page, "Best trials")[0][0] == "4" and len(rows_of(page, "Best trials")) == 3
+
+
+def test_what_was_searched_and_shared_is_shown_folded_and_escaped(sweep: Path) -> None:
+    assert "what was searched" not in written(sweep)
+    space = {"lora.r": "CategoricalDistribution(choices=(8, 16))", "optim.<lr>": "FloatDistribution(high=0.001)"}
+    shared = {"data.path": "<b>rows</b>.jsonl", "data.row_tokens": 16_384, "ckpt": None, "lora.dropout": 0.0}
+    (sweep / "sweep.json").write_text(json.dumps({"space": space, "shared": shared}))
+    part = written(sweep).partition("<summary>what was searched, and what all trials share</summary>")[2]
+    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td></tr>", part.partition("</details>")[0])
+    assert [(name, re.sub(r"<[^>]+>", "", cell)) for name, cell in rows] == [
+        ("lora.r", "CategoricalDistribution(choices=(8, 16))"),
+        ("optim.&lt;lr&gt;", "FloatDistribution(high=0.001)"),
+        ("data.path", "&lt;b&gt;rows&lt;/b&gt;.jsonl"),
+        ("data.row_tokens", "16,384"),
+        ("lora.dropout", "0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"shared": {"lora.r": 8, "opt', b"", b"\xff\xfe", b"[" * 100_000, b'{"shared": 3, "space": ["lora.r"]}'],
+    ids=["cut", "empty", "no text", "nested", "of other types"],
+)
+def test_an_odd_record_of_the_search_does_not_stop_the_report(sweep: Path, content: bytes) -> None:
+    (sweep / "sweep.json").write_bytes(content)
+    page = written(sweep)
+    assert "what was searched" not in page and len(rows_of(page, "Best trials")) == 3
+
+
+def test_odd_texts_and_numbers_do_not_stop_the_report(sweep: Path) -> None:
+    write_trial(sweep / "06", {"lora.r": 8, "model.path": "$\\odd$ \ud800"}, [1.1234], reason="\ud800")
+    write_trial(sweep / "6", {"lora.r": 8, "model.path": "two"}, [1.1234], "PRUNED")
+    (sweep / "sweep.json").write_text(json.dumps({"shared": {"seed": 10**400, "name": "\ud800"}}))
+    record = json.loads((sweep / "6" / "run.json").read_text())
+    (sweep / "6" / "run.json").write_text(json.dumps(record | {"seconds": 10**400, "started": "0001-01-01"}))
+    assert "2 pruned" in written(sweep)
 
 
 def test_a_plain_grid_is_a_sweep_too(tmp_path: Path) -> None:
