@@ -86,7 +86,10 @@ def main() -> None:
     trials, kills, seed = (int(text) for text in [*sys.argv[2:], "20", "10", "1"][:3])
     place.mkdir(parents=True, exist_ok=True)
     rows = place / "rows.jsonl"
-    cases = [{"Question": c.question, "Complex_CoT": c.reasoning, "Response": c.answer} for c in generate_cases(60, seed=7)]
+    cases = [
+        {"Question": case.question, "Complex_CoT": case.reasoning, "Response": case.answer}
+        for case in generate_cases(60, seed=7)
+    ]
     rows.write_text("".join(json.dumps(case) + "\n" for case in cases))
     whole = start(rows, place / "undisturbed", trials)
     hit = disturbed(rows, place / "disturbed", trials, kills, seed)

@@ -29,7 +29,6 @@ from omegaconf.errors import OmegaConfBaseException
 from medreason.config import ConfigError, RunFailed, TrainConfig
 
 
-
 def root() -> Path:
     """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
     package = Path(__file__).resolve().parent

@@ -156,7 +156,7 @@ class LoraConfig:
     def __post_init__(self) -> None:
         check(self.r > 0, "lora.r", "be positive", self.r)
         number = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?)(r?)", str(self.alpha))
-        check(number is not None, "lora.alpha", "be a positive number, or a multiple of the rank such as 2r", self.alpha)
+        check(number is not None, "lora.alpha", "be a number, or a multiple of the rank such as 2r", self.alpha)
         assert number is not None
         self.alpha = float(number[1]) * (self.r if number[2] else 1)
         check(self.alpha > 0, "lora.alpha", "be positive", self.alpha)

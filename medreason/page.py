@@ -66,7 +66,7 @@ def section(title: str, *parts: str) -> str:
 def folded(title: str, *parts: str) -> str:
     """What one click unfolds; nothing where that is empty."""
     inside = [part for part in parts if part]
-    return "\n".join([f"<details><summary>{escape(title)}</summary>", *inside, "</details>"]) if inside else ""
+    return f"<details><summary>{escape(title)}</summary>{''.join(inside)}</details>" if inside else ""
 
 
 def paragraph(text: str) -> str:

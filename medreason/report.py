@@ -156,8 +156,9 @@ def noise(found: Sequence[Repeats], sweep: Path) -> str:
 def searched(sweep: Path) -> str:
     """What an Optuna sweep searched and what all its trials share, folded; nothing for any other."""
     record, _ = read_mapping(sweep / "sweep.json")
-    tables = [facts_table(mapping(record.get(name))) for name in ("space", "shared")]
-    return folded("what was searched, and what all trials share", *tables)
+    tables = {name: facts_table(mapping(record.get(name))) for name in ("space", "shared")}
+    parts = [paragraph(f"{name.capitalize()}:") + rows for name, rows in tables.items() if rows]
+    return folded("what was searched, and what all trials share", *parts)
 
 
 def headline(trials: Sequence[Trial], metric: str) -> list[tuple[str, str]]:

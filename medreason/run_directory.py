@@ -60,6 +60,12 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def repeatable(overrides: Sequence[str]) -> list[str]:
+    """Overrides that train this one run again, though a sweep's file among them would have the command sweep."""
+    sweeps = any(one.startswith("sweeps=") for one in overrides)
+    return [*overrides, "hydra.mode=RUN"] if sweeps and "hydra.mode=RUN" not in overrides else list(overrides)
+
+
 def commit() -> str | None:
     """The checkout's commit, with `-dirty` for uncommitted changes; None outside a checkout."""
     here = Path(__file__).resolve().parent

@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
 from medreason.run_directory import read_json, read_metrics, series, write_json
+from medreason.space import size
 
 # a trial to carry out next; None: nothing is left to try
 Propose = Callable[[optuna.Study], dict[str, Any] | None]
@@ -87,17 +88,26 @@ def propose_new(space: Mapping[str, BaseDistribution], kind: Sampler, seed: int)
         sampler = make_sampler(kind, seed + len(tried))
         # asked in a copy, for a trial once asked for in the study itself could not be taken back
         copy = optuna.create_study(sampler=sampler, pruner=study.pruner, direction="minimize")
-        copy.add_trials(tried)
+        copy.add_trials([as_worst(trial) if trial.state is TrialState.FAIL else trial for trial in tried])
         known = {canonical(trial.params): trial for trial in tried}
-        for _ in range(100):
+        if len(known) >= size(space):
+            return None
+        for attempt in range(500):
+            if attempt == 50:  # it insists on what is known: let chance find what is left of a small space
+                copy.sampler = optuna.samplers.RandomSampler(seed + len(tried))
             asked = copy.ask(dict(space))
             if canonical(asked.params) not in known:
                 return asked.params
             value = known[canonical(asked.params)].value
-            copy.tell(asked, value, state=TrialState.COMPLETE if value is not None else TrialState.FAIL)
+            copy.tell(asked, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
         return None
 
     return propose
+
+
+def as_worst(trial: FrozenTrial) -> FrozenTrial:
+    """A failed trial as a sampler should see it: worse than all others. As FAIL it would be as if never tried."""
+    return optuna.trial.create_trial(state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions)
 
 
 def propose_listed(listed: Sequence[dict[str, Any]]) -> Propose:

@@ -219,13 +219,25 @@ def place_ticks(axis: Any, values: Sequence[Setting]) -> dict[Setting, Setting]:
         return {level: place for place, level in enumerate(levels)}
     numbers = [float(level) for level in levels]
     few = len(levels) <= LEVELS
-    if wide(numbers) or (few and min(numbers) > 0 and max(numbers) >= 4 * min(numbers)):
+    log = wide(numbers) or (few and min(numbers) > 0 and max(numbers) >= 4 * min(numbers))
+    if log:
         axis.set_xscale("log")
     if few:
-        axis.set_xticks(numbers, [short(level) for level in levels], fontsize=9)
+        places = [math.log(number) for number in numbers] if log else numbers
+        axis.set_xticks(numbers, spaced([short(level) for level in levels], places), fontsize=9)
         axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_minor_formatter(NullFormatter())
     return {}
+
+
+def spaced(labels: Sequence[str], places: Sequence[float]) -> list[str]:
+    """Labels, in order of their places, without those that would run into the one before."""
+    room, last, shown = 0.03 * (places[-1] - places[0]), -math.inf, []
+    for label, place in zip(labels, places, strict=True):
+        fits = place - last >= room * len(label)
+        shown.append(label if fits else "")
+        last = place if fits else last
+    return shown
 
 
 def draw_importance(shares: Mapping[str, float]) -> Figure | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from medreason.run_directory import read_cells, series
+from medreason.run_directory import read_cells, repeatable, series
 
 Setting = int | float | str
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "running"}
@@ -76,7 +76,8 @@ def setting(value: object) -> Setting:
     """A swept value as a number where it is one, as text otherwise."""
     number = finite(value)
     if number is None:
-        return value if isinstance(value, str) else json.dumps(value, default=str)
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        return text.encode(errors="replace").decode()  # half of a surrogate pair cannot be drawn
     return int(number) if number.is_integer() else number
 
 
@@ -191,9 +192,7 @@ def read_overrides(folder: Path, record: Mapping[str, Any]) -> list[str]:
             told = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
         except (OSError, ValueError, yaml.YAMLError):
             told = None
-        # Hydra records a job's sweep file too, which would sweep again
-        told = [each for each in told if not str(each).startswith("sweeps=")] if isinstance(told, list) else []
-    return [str(each) for each in told]
+    return repeatable([str(each) for each in told]) if isinstance(told, list) else []
 
 
 def timestamp(text: object) -> float | None:

@@ -20,7 +20,7 @@ from medreason.corpus import read_split
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
-from medreason.run_directory import provenance, read_json, resolve_checkpoint, write_json
+from medreason.run_directory import provenance, read_json, repeatable, resolve_checkpoint, write_json
 from medreason.wandb_runs import agent_parameters, finish_wandb, log_samples, wandb_logger
 
 
@@ -42,7 +42,8 @@ def train_on_several(config: TrainConfig, run: Path) -> None:
     """Trains with a process for each device. Raises RunFailed with what the first of them put on record."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    write_json(run / "run.json", {"status": "starting", "swept": swept_settings(), "overrides": overrides})
+    start = {"status": "starting", "swept": swept_settings(), "overrides": repeatable(overrides)}
+    write_json(run / "run.json", start)
     say(f"starting {config.trainer.devices} processes")
     code = carry_out(run_command(overrides, run, config.trainer.devices))
     status = str(read_json(run / "run.json")["status"])
@@ -78,7 +79,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         "status": "running",
         "started": earlier.get("started") if goes_on else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **provenance(),
-        "overrides": earlier.get("overrides") or list(HydraConfig.get().overrides.task),
+        "overrides": earlier.get("overrides") or repeatable(HydraConfig.get().overrides.task),
         "swept": earlier.get("swept") or swept_settings() or agent_parameters(),
         "resumed_from": str(resumed) if resumed else None,
         "wandb_id": earlier.get("wandb_id") if goes_on else None,

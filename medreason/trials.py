@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from medreason.config import ConfigError, TrialsConfig
 from medreason.own_process import carry_out, claim, note_end, one_gpu, reporter, run_command
 from medreason.progress import describe_swept, say
-from medreason.run_directory import read_json, write_json
+from medreason.run_directory import read_json, repeatable, write_json
 from medreason.space import quoted
 from medreason.study import Propose, begin, running, settle
 
@@ -106,9 +106,7 @@ def prepare(trial: FrozenTrial, run: Path, describe: Describe, pruning: Mapping[
         "study": {**pruning, "trial_id": trial._trial_id},
     }
     write_json(run / "trial.json", {"died": [], **read_json(run / "trial.json"), **link})
-    # so that these overrides, given to the command, train this trial and do not sweep again
-    once = ["hydra.mode=RUN"] if any(one.startswith("sweeps=") for one in overrides) else []
-    start = {"status": "starting", "swept": swept, "overrides": [*overrides, *once]}
+    start = {"status": "starting", "swept": swept, "overrides": repeatable(overrides)}
     write_json(run / "run.json", read_json(run / "run.json") | start)
 
 

@@ -12,7 +12,7 @@ from scipy import stats
 
 from conftest import ROOT
 from medreason.report import main
-from medreason.sweep_plots import binned
+from medreason.sweep_plots import binned, spaced
 from medreason.sweep_results import finished, read_sweep, read_trial
 from medreason.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
 
@@ -23,7 +23,7 @@ def write_run(
     """A run directory as medreason.train leaves it: a validation every 10 steps, 1,000 tokens a step."""
     folder.mkdir(parents=True)
     rank, lr, seed = (swept.get(key, usual) for key, usual in (("lora.r", 16), ("optim.lr", 1e-4), ("seed", 1)))
-    alpha = float(swept.get("lora.alpha", "${times_r:2}")[len("${times_r:") : -1]) * rank
+    alpha = float(swept.get("lora.alpha", "2r")[len("${times_r:") : -1]) * rank
     config = {"lora": {"r": rank, "alpha": alpha}, "optim": {"lr": lr}, "seed": seed, "monitor": "val/loss"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"format": "think"}}))
     steps = 10 * len(losses)
@@ -63,16 +63,14 @@ def sweep(tmp_path: Path) -> Path:
     """Six trials: the last one finished is the best."""
     folder = tmp_path / "sweep"
     write_trial(folder / "0", {"lora.r": 8, "optim.lr": 1e-5, "lora.alpha": "${times_r:1}"}, [1.9, 1.8, 1.7])
-    write_trial(folder / "1", {"lora.r": 16, "optim.lr": 1e-4, "lora.alpha": "${times_r:2}"}, [1.5, 1.3, 1.2])
-    write_trial(
-        folder / "2", {"lora.r": 8, "optim.lr": 9e-4, "lora.alpha": "${times_r:2}"}, [1.1], "PRUNED", reason="too slow"
-    )
+    write_trial(folder / "1", {"lora.r": 16, "optim.lr": 1e-4, "lora.alpha": "2r"}, [1.5, 1.3, 1.2])
+    write_trial(folder / "2", {"lora.r": 8, "optim.lr": 9e-4, "lora.alpha": "2r"}, [1.1], "PRUNED", reason="too slow")
     write_trial(
         folder / "3", {"lora.r": 64, "optim.lr": 2e-4, "lora.alpha": "${times_r:4}"}, [1.0], "FAIL",
         reason="OutOfMemoryError: CUDA <out of> memory",
     )  # fmt: skip
     write_trial(
-        folder / "4", {"lora.r": 32, "optim.lr": 0.00012, "lora.alpha": "${times_r:2}"}, [1.4, 1.2, 1.1234],
+        folder / "4", {"lora.r": 32, "optim.lr": 0.00012, "lora.alpha": "2r"}, [1.4, 1.2, 1.1234],
         died=["killed by SIGKILL"],
     )  # fmt: skip
     write_trial(folder / "5", {"lora.r": 8, "optim.lr": 5e-5, "lora.alpha": "${times_r:4}"}, [0.9], "RUNNING")
@@ -100,7 +98,7 @@ def test_the_best_trial_is_the_lowest_that_finished_and_its_command_repeats_it(
         ["1", "1.2000", "16", "1e-4", "32"],
         ["0", "1.7000", "8", "1e-5", "8"],
     ]
-    command = "experiments=quickstart lora.r=32 optim.lr=0.00012 &#x27;lora.alpha=${times_r:2}&#x27;</pre>"
+    command = "experiments=quickstart lora.r=32 optim.lr=0.00012 lora.alpha=2r</pre>"
     assert f"python -m medreason.train {command}" in page
     said = capsys.readouterr().out
     assert str(sweep / "report.html") in said and "best: trial 4, 1.1234, lora.r=32" in said
@@ -284,6 +282,12 @@ def test_a_wide_setting_is_binned_by_ratio_and_a_few_values_stand_alone() -> Non
     assert binned(rates).labels[0].startswith("1e-5 to 2.2e-5") and max(cells.count(c) for c in set(cells)) <= 5
 
 
+def test_labels_that_would_run_into_each_other_are_left_out() -> None:
+    assert spaced(["8", "16", "32", "64"], [3, 4, 5, 6]) == ["8", "16", "32", "64"]
+    assert spaced(["2.59e-5", "3.49e-5", "8.54e-4"], [0, 0.1, 1]) == ["2.59e-5", "", "8.54e-4"]
+    assert spaced(["1"], [1]) == ["1"]
+
+
 def test_a_run_has_a_page_with_its_text_escaped(tmp_path: Path) -> None:
     run = write_run(
         tmp_path / "run", {"lora.r": 8}, [1.4, 1.2],
@@ -308,7 +312,10 @@ def test_a_run_that_died_at_once_still_has_a_page(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- lora.r=4\n- sweeps=rank_grid\n")
     page = written(tmp_path)
-    assert "unknown: no run.json" in page and "python -m medreason.train lora.r=4</pre>" in page
+    assert (
+        "unknown: no run.json" in page
+        and "python -m medreason.train lora.r=4 sweeps=rank_grid hydra.mode=RUN</pre>" in page
+    )
 
 
 @pytest.mark.parametrize(
