@@ -29,7 +29,7 @@ class Trial:
     died: list[str]  # interruptions that it survived
     value: float | None  # monitored metric: a finished trial's final one, any other's last one
     settings: dict[str, Setting]  # swept, as the run took them: lora.alpha 32
-    searched: dict[str, Setting]  # swept, as the search chose them: lora.alpha ${times_r:2}
+    searched: dict[str, Setting]  # swept, as the search chose them: lora.alpha 2r
     overrides: list[str]  # of medreason.train, to repeat it; empty where nothing tells
     started: float | None  # seconds since 1970
     seconds: float

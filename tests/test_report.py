@@ -23,7 +23,7 @@ def write_run(
     """A run directory as medreason.train leaves it: a validation every 10 steps, 1,000 tokens a step."""
     folder.mkdir(parents=True)
     rank, lr, seed = (swept.get(key, usual) for key, usual in (("lora.r", 16), ("optim.lr", 1e-4), ("seed", 1)))
-    alpha = float(swept.get("lora.alpha", "2r")[len("${times_r:") : -1]) * rank
+    alpha = float(swept.get("lora.alpha", "2r")[:-1]) * rank
     config = {"lora": {"r": rank, "alpha": alpha}, "optim": {"lr": lr}, "seed": seed, "monitor": "val/loss"}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"format": "think"}}))
     steps = 10 * len(losses)
@@ -62,18 +62,18 @@ def write_trial(folder: Path, swept: dict[str, Any], losses: list[float], state:
 def sweep(tmp_path: Path) -> Path:
     """Six trials: the last one finished is the best."""
     folder = tmp_path / "sweep"
-    write_trial(folder / "0", {"lora.r": 8, "optim.lr": 1e-5, "lora.alpha": "${times_r:1}"}, [1.9, 1.8, 1.7])
+    write_trial(folder / "0", {"lora.r": 8, "optim.lr": 1e-5, "lora.alpha": "1r"}, [1.9, 1.8, 1.7])
     write_trial(folder / "1", {"lora.r": 16, "optim.lr": 1e-4, "lora.alpha": "2r"}, [1.5, 1.3, 1.2])
     write_trial(folder / "2", {"lora.r": 8, "optim.lr": 9e-4, "lora.alpha": "2r"}, [1.1], "PRUNED", reason="too slow")
     write_trial(
-        folder / "3", {"lora.r": 64, "optim.lr": 2e-4, "lora.alpha": "${times_r:4}"}, [1.0], "FAIL",
+        folder / "3", {"lora.r": 64, "optim.lr": 2e-4, "lora.alpha": "4r"}, [1.0], "FAIL",
         reason="OutOfMemoryError: CUDA <out of> memory",
     )  # fmt: skip
     write_trial(
         folder / "4", {"lora.r": 32, "optim.lr": 0.00012, "lora.alpha": "2r"}, [1.4, 1.2, 1.1234],
         died=["killed by SIGKILL"],
     )  # fmt: skip
-    write_trial(folder / "5", {"lora.r": 8, "optim.lr": 5e-5, "lora.alpha": "${times_r:4}"}, [0.9], "RUNNING")
+    write_trial(folder / "5", {"lora.r": 8, "optim.lr": 5e-5, "lora.alpha": "4r"}, [0.9], "RUNNING")
     return folder
 
 
