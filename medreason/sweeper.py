@@ -76,6 +76,7 @@ class OptunaSweeper(Sweeper):
                 {name: str(value) for name, value in params.items()},
             ),
             over=lambda: spent(settings, study, folder, (time.monotonic() - began) / 3600),
+            sweep_file=[one for one in shared if one.startswith("sweeps=")],
         )
         show(folder)
 
@@ -92,8 +93,8 @@ class ConfirmSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         settings = self.settings
-        if arguments_left := [one for one in arguments if not one.startswith("sweeps=")]:
-            raise ConfigError(f"{arguments_left[0]}: sweeps=confirm_best repeats trials as they were, but for the seed")
+        if others := [one for one in arguments if not one.startswith("sweeps=")]:
+            raise ConfigError(f"{others[0]}: sweeps=confirm_best repeats trials as they were, but for the seed")
         from optuna.distributions import CategoricalDistribution
 
         from medreason.study import make_pruner, open_study, propose_listed, storage_url
@@ -119,6 +120,7 @@ class ConfirmSweeper(Sweeper):
                 best[params["trial"]][1] | {"seed": str(params["seed"])},
             ),
             over=lambda: None,
+            sweep_file=arguments,
         )
         show(Path(settings.sweep))
 

@@ -21,9 +21,9 @@ class Pruned(Exception):
 
 
 def reports(run: Path, monitor: str) -> list[Callback]:
-    """The callback that reports a trial to its study; none in a run that is no trial."""
-    study = read_json(run / "trial.json").get("study")
-    if not study:
+    """The callback that reports a trial to its study; none where there is nobody to report to."""
+    study = read_json(run / "trial.json").get("study", {})
+    if "pruner" not in study:  # no trial, or one that is not to be stopped early
         return []
     pruner = make_pruner(Pruner(study["pruner"]), study["min_steps"], study["reduction_factor"])
     opened = open_study(study["url"], study["name"], pruner)

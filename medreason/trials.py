@@ -39,21 +39,20 @@ def carry_out_trials(
     propose: Propose,
     describe: Describe,
     over: Callable[[], str | None],
+    sweep_file: Sequence[str] = (),
 ) -> None:
     """Carries out trials until `over` names a used-up budget or nothing is left to try.
 
-    Interrupted trials come first. Raises ConfigError where the first trials all fail for the same reason.
+    Interrupted trials come first. `sweep_file` is the command's own sweeps=NAME. Raises ConfigError where the first
+    trials all fail for the same reason.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: trials save and end
     try:
         while batch := next_batch(study, settings, folder, space, propose, over):
             for trial in batch:
                 prepare(trial, folder / str(trial.number), describe, pruning)
-            overrides = [
-                [*describe(trial.params)[0], f"hydra.sweep.dir={quoted(folder)}", f"hydra.sweep.subdir={trial.number}"]
-                for trial in batch
-            ]
-            launcher.launch(overrides, initial_job_idx=batch[0].number)
+            jobs = [job_overrides(describe(trial.params)[0], sweep_file, folder, trial.number) for trial in batch]
+            launcher.launch(jobs, initial_job_idx=batch[0].number)
             for trial in batch:
                 ended = settle(study, trial, folder / str(trial.number), settings.retries)
                 say(describe_end(study, trial, folder, ended))
@@ -62,6 +61,12 @@ def carry_out_trials(
         command = shlex.join(["python", "-m", "medreason.train", *sys.argv[1:]])
         say(f"stopped; nothing is lost. The same command goes on with it: {command}")
         sys.exit(128 + signal.SIGINT)
+
+
+def job_overrides(overrides: Sequence[str], sweep_file: Sequence[str], folder: Path, number: int) -> list[str]:
+    """What the launcher composes a trial's job from: the sweep in hand, not the one that a confirmed trial is from."""
+    own = [one for one in overrides if not one.startswith(("sweeps=", "hydra."))]
+    return [*sweep_file, *own, f"hydra.sweep.dir={quoted(folder)}", f"hydra.sweep.subdir={number}"]
 
 
 def next_batch(
@@ -116,20 +121,20 @@ def run_trial(config: DictConfig) -> None:
     run = Path(hydra.runtime.output_dir)
     name = f"trial {read_json(run / 'trial.json')['number']}"
     log = run / "train.log"
-    overrides = [*hydra.overrides.task, *(one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath"))]
+    searchpath = [one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath")]
     trainer = config.trainer
     with claim(run) as held:
         if held is None or read_json(run / "run.json")["status"] != "starting":
             say(f"{name}: another process has taken it")
             return
-        swept = read_json(run / "run.json")["swept"]
-        say(f"{name}: {describe_swept(swept)}   {log}")
+        record = read_json(run / "run.json")
+        say(f"{name}: {describe_swept(record['swept'])}   {log}")
         alone = trainer.accelerator == "gpu" and trainer.devices == 1
         slots = HydraConfig.get().sweeper.trials_per_gpu
         gpu: AbstractContextManager[dict[str, str]] = one_gpu(slots, name) if alone else nullcontext({})
         with gpu as environment:
             code = carry_out(
-                run_command(overrides, run, trainer.devices),
+                run_command([*record["overrides"], *searchpath], run, trainer.devices),
                 log=log,
                 held=held,
                 environment=environment,
