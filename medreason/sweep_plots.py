@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from medreason.page import amount, short
 from medreason.run_directory import series
@@ -47,6 +47,12 @@ def focus(axis: Any, values: Sequence[float], ends: Sequence[float], keep: float
     """
     low, top = min(values), max(float(np.percentile(ends, 90, method="higher")), keep)
     top = max(top, float(np.median(ends)) + 0.02 * abs(low))
+    if wide([low, top]):  # ends that differ tenfold are told apart by a logarithmic axis alone
+        axis.set_yscale("log")
+        for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            ticks(FuncFormatter(lambda value, _: short(value)))
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        return math.inf
     if max(values) <= top + 0.5 * (top - low):
         return math.inf
     axis.set_ylim(low - 0.05 * (top - low), top + 0.2 * (top - low))
