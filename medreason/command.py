@@ -64,7 +64,20 @@ def command(task: Callable[[TrainConfig], None], name: str) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
     except (ConfigError, RunFailed, HydraException, OmegaConfBaseException) as error:
-        refuse(name, error)
+        refuse(name, composition_error(name) if "requires --multirun" in str(error) else error)
+
+
+def composition_error(name: str) -> Exception:
+    """Why Hydra could not compose a sweep's command: a sweep's file then does not count, so it asks for --multirun."""
+    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    entries = OverridesParser.create().parse_overrides(words)
+    single = [word for word, entry in zip(words, entries, strict=True) if not entry.is_sweep_override()]
+    try:
+        with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+            hydra.compose(name, overrides=single, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        return error
+    return ConfigError("several values for a setting make a sweep: add --multirun, or sweeps=NAME")
 
 
 def composed(*overrides: str) -> TrainConfig:
@@ -118,9 +131,14 @@ def explain(error: BaseException) -> str:
     message = "; ".join(line for line in lines if line and not line.startswith(("object_type", "reference_type")))
     wrong = re.search(r"full_key: ([\w.]+)", message) or re.search(r"override '([\w.]+)'", message)
     if wrong and ("not in" in message or "Could not override" in message):
-        near = difflib.get_close_matches(wrong[1], known_keys(TrainConfig), n=1, cutoff=0.5)
-        return f"{wrong[1]}: no such setting ({f'did you mean {near[0]}?' if near else 'see --cfg job'})"
+        return unknown_setting(wrong[1])
     return message.replace(":;", ":").removesuffix(";")
+
+
+def unknown_setting(key: str) -> str:
+    """A line on a mistyped setting, with the known one nearest to it."""
+    near = difflib.get_close_matches(key, known_keys(TrainConfig), n=1, cutoff=0.5)
+    return f"{key}: no such setting ({f'did you mean {near[0]}?' if near else 'see --cfg job'})"
 
 
 def known_keys(schema: type, prefix: str = "") -> list[str]:

@@ -20,6 +20,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from medreason.command import known_keys, load, unknown_setting
 from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, TrialsConfig
 from medreason.progress import say
 from medreason.run_directory import read_json, write_json
@@ -46,9 +47,11 @@ class OptunaSweeper(Sweeper):
         space, shared = read_space(settings.params, arguments)
         if not space:
             raise ConfigError("hydra.sweeper.params: nothing to search; for example lora.r: choice(8, 16)")
+        if unknown := [name for name in space if name not in known_keys(TrainConfig)]:
+            raise ConfigError(unknown_setting(unknown[0]))
         folder = Path(self.command.hydra.sweep.dir)
-        check_same_sweep(folder, self.command, space)
         prepare_data(self.command)
+        check_same_sweep(folder, self.command, space)
         from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
         from medreason.trials import carry_out_trials
 
@@ -186,7 +189,6 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def prepare_data(config: DictConfig) -> None:
     """Reads the rows once, into the cache that all trials share. Raises ConfigError as a trial would, but now."""
-    from medreason.command import load
     from medreason.corpus import read_split
     from medreason.preflight import check_model_path, settle_hub
 

@@ -124,7 +124,8 @@ def run_trial(config: DictConfig) -> None:
     searchpath = [one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath")]
     trainer = config.trainer
     with claim(run) as held:
-        if held is None or read_json(run / "run.json")["status"] != "starting":
+        # a job that a scheduler took away and starts again finds its trial interrupted, not starting
+        if held is None or read_json(run / "run.json")["status"].startswith(("finished", "pruned", "failed")):
             say(f"{name}: another process has taken it")
             return
         record = read_json(run / "run.json")
