@@ -131,12 +131,13 @@ class LastCheckpoint(Checkpoint):
     not after `fit`: Lightning then counts the epoch as done, and a resumed run would not go on in it.
 
     Asked to stop: by SIGINT (Ctrl-C), SIGTERM, or the signal of a scheduler about to take the machine away (SIGUSR2).
-    The step in hand is ended and saved, then Stopped is raised. A second Ctrl-C does not wait for that.
+    The step in hand is ended and saved, then Stopped is raised; at the start of the next batch, for Lightning logs a
+    step after its end. A second Ctrl-C does not wait for that.
     """
 
     def __init__(self, path: Path, every_steps: int, total_steps: int) -> None:
         self.path, self.every_steps, self.total_steps = path, every_steps, total_steps
-        self.step, self.waiting, self.asked = -1, False, False
+        self.step, self.waiting, self.asked, self.stop = -1, False, False, False
         self.handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -149,6 +150,10 @@ class LastCheckpoint(Checkpoint):
             raise KeyboardInterrupt
         self.asked = True
         say(f"{signal.Signals(number).name}: stopping after this step")
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        if self.stop:
+            raise Stopped(self.step)
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         if trainer.global_step == self.step:
@@ -165,11 +170,9 @@ class LastCheckpoint(Checkpoint):
 
     def save(self, trainer: L.Trainer) -> None:
         # all processes stop at the same step, whichever of them was asked
-        stop = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
-        if stop or self.step % self.every_steps == 0 or self.step == self.total_steps:
+        self.stop = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        if self.stop or self.step % self.every_steps == 0 or self.step == self.total_steps:
             trainer.save_checkpoint(self.path)
-        if stop:
-            raise Stopped(self.step)
 
     def teardown(self, *_: Any, **__: Any) -> None:
         for number, handler in self.handlers.items():

@@ -110,7 +110,8 @@ def note_end(run: Path, code: int, log: Path) -> None:
     """Puts on record what the run itself could not: that it failed before it kept one, or that it was killed."""
     record = read_json(run / "run.json")
     if record.get("status") == "starting" and code > 0:
-        write_json(run / "run.json", record | {"status": f"failed: {last_line(log) or describe_exit(code)}"})
+        said = last_line(log).removeprefix("medreason.train: ")
+        write_json(run / "run.json", record | {"status": f"failed: {said or describe_exit(code)}"})
     elif code and record.get("status") in ("starting", "running"):
         link = read_json(run / "trial.json")
         write_json(run / "trial.json", link | {"died": [*link.get("died", []), describe_exit(code)]})

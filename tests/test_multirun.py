@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_train, tiny_run
-from medreason.train import describe_swept
+from medreason.progress import describe_swept
 
 SHORT = ["trainer.max_steps=3", "trainer.answer_questions=0", "logger=wandb"]
 

@@ -1,21 +1,69 @@
 import json
 from pathlib import Path
 
+import pytest
+from omegaconf import OmegaConf
+from wandb_offline import read_offline_run
+
 from conftest import run_train, tiny_run
+from medreason.dashboard import LEARNING, SAMPLES, SPEED
+from medreason.run_directory import read_metrics, series
+from medreason.wandb_runs import agent_parameters, has_wandb_account
 
 
-def test_wandb_without_an_account_logs_offline_and_does_not_hang(tmp_path: Path, rows_file: Path) -> None:
+def test_an_offline_run_holds_everything_that_a_dashboard_shows(tmp_path: Path, rows_file: Path) -> None:
     run = tmp_path / "run"
-    said = run_train(*tiny_run(run, rows_file, "logger=wandb", "trainer.max_steps=2", "trainer.answer_questions=0"))
+    said = run_train(*tiny_run(run, rows_file, "logger=wandb", "logger.tags=[a,b]", "trainer.max_steps=3"))
     assert said.returncode == 0, said.stderr[-3000:]
     assert "no account here, logging offline" in said.stdout
-    assert list(run.glob("wandb/offline-run-*/run-*.wandb"))
-    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    logged = read_offline_run(run)
+    for metric in (*LEARNING, *(one for one in SPEED if one != "train/mfu")):  # a CPU's peak is not known
+        assert logged.values(metric), metric
+    _, losses = series(read_metrics(run / "metrics.csv"), "train/loss")
+    assert logged.values("train/loss") == pytest.approx(losses)
+    assert logged.config["lora"]["r"] == 16
+    assert logged.config["optim"]["algorithm"] == "adamw"
+    assert logged.tags == ["a", "b"]
+    assert (logged.job_type, logged.group, logged.name, logged.exit_code) == ("train", "", "run", 0)
+    samples = json.loads((run / "samples.json").read_text())
+    table = logged.table(SAMPLES)
+    assert [(row["question"], row["when"]) for row in table] == [
+        (sample["question"], when) for sample in samples for when in ("before", "after")
+    ]
 
 
 def test_a_failed_run_is_recorded_as_failed_with_its_reason(tmp_path: Path, rows_file: Path) -> None:
+    run = tmp_path / "run"
+    said = run_train(*tiny_run(run, rows_file, "logger=wandb", "optim.lr=1e30", "trainer.answer_questions=0"))
+    assert said.returncode == 1
+    assert said.stderr.splitlines()[-1].startswith("medreason.train: train/loss became nan at step 3; lower optim.lr")
+    assert json.loads((run / "run.json").read_text())["status"].startswith("failed: RunFailed: train/loss became nan")
+    assert read_offline_run(run).exit_code == 1
+
+
+def test_a_mistake_found_after_the_import_is_on_record_too(tmp_path: Path, rows_file: Path) -> None:
     run = tmp_path / "run"
     said = run_train(*tiny_run(run, rows_file, "lora.target_modules=[query]"))
     assert said.returncode == 2
     assert "lora.target_modules: the model has no 'query'" in said.stderr.splitlines()[-1]
     assert json.loads((run / "run.json").read_text())["status"].startswith("failed: ConfigError: lora.target_modules")
+
+
+@pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com"])
+def test_a_key_is_found_wherever_a_login_has_left_it(
+    host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert not has_wandb_account()
+    (tmp_path / "netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+    assert has_wandb_account()
+
+
+def test_what_an_agent_of_wandb_was_given_tells_its_run_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert agent_parameters() == {}
+    path = tmp_path / "parameters.yaml"
+    OmegaConf.save({"wandb_version": 1, "lora.r": {"value": 16}, "optim.lr": {"value": 0.0001}}, path)
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
+    assert agent_parameters() == {"lora.r": "16", "optim.lr": "0.0001"}
