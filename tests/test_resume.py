@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -66,6 +67,27 @@ def test_a_run_killed_in_mid_epoch_and_resumed_logs_the_same_numbers_bit_for_bit
     del whole["val/loss"]["0"]  # measured before training; the killed run has it, as it had steps 0 to 7
     resumed["val/loss"].pop("0", None)
     assert resumed == whole
+
+
+def test_a_run_stopped_by_ctrl_c_saves_its_step_and_goes_on_with_the_command_it_says(
+    unbroken: Path, rows_file: Path
+) -> None:
+    run = unbroken.parent / "stopped"
+    command = [sys.executable, "-m", "medreason.train", *tiny_run(run, rows_file, *LENGTH)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    deadline = time.monotonic() + 120
+    while not ((run / "metrics.csv").is_file() and "\n0,5," in (run / "metrics.csv").read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    told = next(line for line in said.splitlines() if "it goes on with: " in line).partition("it goes on with: ")[2]
+    again = run_train(*shlex.split(told)[3:], f"hydra.run.dir={unbroken.parent / 'went_on'}")
+    assert again.returncode == 0, again.stderr[-3000:]
+    whole, resumed = logged(unbroken), logged(unbroken.parent / "went_on")
+    assert resumed["train/loss"] == whole["train/loss"]
 
 
 def test_last_finds_the_newest_checkpoint_and_another_rank_is_refused(unbroken: Path, rows_file: Path) -> None:

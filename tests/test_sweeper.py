@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import ROOT, run_command, run_train, tiny_run
 
@@ -103,6 +104,14 @@ def test_every_trial_is_accounted_for(disturbed: Path) -> None:
     assert "out of memory" in found[str(TOO_MUCH), "0.01"]["reason"]
     assert found["4", "0.01"]["died"] == ["killed by SIGKILL"]
     assert found["4", "0.01"]["run"]["resumed_from"].endswith("checkpoints/last.ckpt")
+
+
+def test_a_checkpoint_of_a_step_with_a_validation_knows_its_result(disturbed: Path) -> None:
+    good = trials(disturbed)["4", "0.01"]
+    saved = torch.load(disturbed / str(good["number"]) / "checkpoints" / "last.ckpt", weights_only=True)
+    (best,) = (state for name, state in saved["callbacks"].items() if name.startswith("ModelCheckpoint"))
+    assert saved["global_step"] == 40
+    assert float(best["current_score"]) == pytest.approx(good["value"])
 
 
 def test_the_command_that_is_kept_repeats_a_trial_to_the_last_bit(disturbed: Path, tmp_path: Path) -> None:
