@@ -68,7 +68,7 @@ def inside_lightning(model: Any, loader: PackedLoader, steps: int, precision: An
         accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision, max_steps=steps,
         max_epochs=99,
         logger=CSVLogger(tempfile.mkdtemp(), flush_logs_every_n_steps=1), log_every_n_steps=1, limit_val_batches=0,
-        callbacks=[Throughput(), Clock()], enable_model_summary=False, enable_checkpointing=False,
+        callbacks=[Throughput(model), Clock()], enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(Finetuner(model, OPTIM, steps), train_dataloaders=loader)
     return ends

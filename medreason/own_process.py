@@ -113,8 +113,13 @@ def note_end(run: Path, code: int, log: Path) -> None:
         said = last_line(log).removeprefix("medreason.train: ")
         write_json(run / "run.json", record | {"status": f"failed: {said or describe_exit(code)}"})
     elif code and record.get("status") in ("starting", "running"):
-        link = read_json(run / "trial.json")
-        write_json(run / "trial.json", link | {"died": [*link.get("died", []), describe_exit(code)]})
+        note_death(run, describe_exit(code))
+
+
+def note_death(run: Path, how: str) -> None:
+    """Counts a trial's attempt that ended without a word of its own."""
+    link = read_json(run / "trial.json")
+    write_json(run / "trial.json", link | {"died": [*link.get("died", []), how]})
 
 
 def reporter(run: Path, name: str, monitor: str) -> Callable[[], None]:

@@ -61,10 +61,10 @@ class OptunaSweeper(Sweeper):
             "min_steps": settings.min_steps,
             "reduction_factor": settings.reduction_factor,
             "url": url,
-            "name": folder.name,
+            "name": str(folder),
         }
         pruner = make_pruner(settings.pruner, settings.min_steps, settings.reduction_factor)
-        study = open_study(url, folder.name, pruner)
+        study = open_study(url, str(folder), pruner)
         began = time.monotonic()
         carry_out_trials(
             study,
@@ -200,8 +200,11 @@ def prepare_data(config: DictConfig) -> None:
 
 
 def show(folder: Path) -> None:
-    """Draws a sweep's report."""
+    """Draws a sweep's report. What keeps it from being drawn is said, and ends nothing."""
     from medreason.report import write_report
 
-    for line in write_report(folder, top=10):
-        print(line)
+    try:
+        for line in write_report(folder, top=10):
+            print(line)
+    except (ConfigError, OSError) as error:
+        say(f"no report: {error}")

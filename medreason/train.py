@@ -73,18 +73,19 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
     counts = data.report()
     say(describe_data(split.corpus.source, counts))
 
-    earlier = read_json(run / "run.json")  # of whoever started this process, or of an attempt before this one
+    earlier = read_json(run / "run.json")
+    given = earlier if earlier.get("status") == "starting" else {}  # by whoever started this process for a job
     goes_on = resumed is not None and resumed.is_relative_to(run)
     record: dict[str, Any] = {
         "status": "running",
         "started": earlier.get("started") if goes_on else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **provenance(),
-        "overrides": earlier.get("overrides") or repeatable(HydraConfig.get().overrides.task),
-        "swept": earlier.get("swept") or swept_settings() or agent_parameters(),
+        "overrides": given.get("overrides") or repeatable(HydraConfig.get().overrides.task),
+        "swept": given.get("swept") or swept_settings() or agent_parameters(),
         "resumed_from": str(resumed) if resumed else None,
         "wandb_id": earlier.get("wandb_id") if goes_on else None,
         "data": {"source": split.corpus.source, "sha256": split.fingerprint, **counts, "left_out": split.left_out},
-        "results": {},
+        "results": earlier.get("results", {}) if goes_on else {},
     }
     seconds_before = float(earlier.get("seconds", 0)) if goes_on else 0.0
     began = time.monotonic()

@@ -11,13 +11,14 @@ from typing import Any
 
 import optuna
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, TrialsConfig
-from medreason.own_process import carry_out, claim, note_end, one_gpu, reporter, run_command
+from medreason.own_process import carry_out, claim, note_death, note_end, one_gpu, reporter, run_command
 from medreason.progress import describe_swept, say
 from medreason.run_directory import read_json, repeatable, write_json
 from medreason.space import quoted
@@ -52,15 +53,28 @@ def carry_out_trials(
             for trial in batch:
                 prepare(trial, folder / str(trial.number), describe, pruning)
             jobs = [job_overrides(describe(trial.params)[0], sweep_file, folder, trial.number) for trial in batch]
-            launcher.launch(jobs, initial_job_idx=batch[0].number)
+            trouble = launch(launcher, jobs, batch[0].number)
             for trial in batch:
-                ended = settle(study, trial, folder / str(trial.number), settings.retries)
+                run = folder / str(trial.number)
+                if trouble and settle(study, trial, run, settings.retries) is None:
+                    note_death(run, trouble)  # so that a launcher which never works is not asked for ever
+                ended = settle(study, trial, run, settings.retries)
                 say(describe_end(study, trial, folder, ended))
             check_hopeful(study, folder)
     except KeyboardInterrupt:
         command = shlex.join(["python", "-m", "medreason.train", *sys.argv[1:]])
         say(f"stopped; nothing is lost. The same command goes on with it: {command}")
         sys.exit(128 + signal.SIGINT)
+
+
+def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> str:
+    """Has the jobs carried out; what went wrong with the launcher or with one of its jobs, else nothing."""
+    try:
+        ended = launcher.launch(jobs, initial_job_idx=first)
+    except Exception as error:  # a scheduler's own: a job cancelled, a node gone
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    wrong = [job._return_value for job in ended if job.status is JobStatus.FAILED]
+    return f"{type(wrong[0]).__name__}: {wrong[0]}".splitlines()[0] if wrong else ""
 
 
 def job_overrides(overrides: Sequence[str], sweep_file: Sequence[str], folder: Path, number: int) -> list[str]:
@@ -128,7 +142,8 @@ def run_trial(config: DictConfig) -> None:
         if held is None or read_json(run / "run.json")["status"].startswith(("finished", "pruned", "failed")):
             say(f"{name}: another process has taken it")
             return
-        record = read_json(run / "run.json")
+        record = read_json(run / "run.json") | {"status": "starting"}
+        write_json(run / "run.json", record)
         say(f"{name}: {describe_swept(record['swept'])}   {log}")
         alone = trainer.accelerator == "gpu" and trainer.devices == 1
         slots = HydraConfig.get().sweeper.trials_per_gpu

@@ -32,11 +32,12 @@ class Player:
     def __init__(self, train: Train) -> None:
         self.train, self.launched = train, list[int]()
 
-    def launch(self, overrides: list[list[str]], initial_job_idx: int) -> None:
+    def launch(self, overrides: list[list[str]], initial_job_idx: int) -> list[Any]:
         for job in overrides:
             given = {one.key_or_group: one.value() for one in OverridesParser.create().parse_overrides(job)}
             self.launched.append(int(given["hydra.sweep.subdir"]))
             self.train(Path(given["hydra.sweep.dir"]) / str(given["hydra.sweep.subdir"]), given)
+        return []
 
 
 def sweep(folder: Path, train: Train, trials: int = 20, parallel: int = 1, retries: int = 2) -> Player:
@@ -133,6 +134,14 @@ def test_a_trial_that_is_killed_each_time_fails_with_its_reason_and_the_sweep_go
     player = sweep(tmp_path / "s", train, trials=4)
     assert player.launched == [0, 1, 1, 1, 2, 3]
     assert story(tmp_path / "s")[1][1:] == ("FAIL", None, "killed by SIGKILL, 3 times")
+
+
+def test_a_launcher_that_never_works_ends_the_sweep(tmp_path: Path) -> None:
+    def broken(run: Path, given: dict[str, float]) -> None:
+        raise OSError("no such partition")
+
+    with pytest.raises(ConfigError, match="the first 3 trials all failed: OSError: no such partition, 3 times"):
+        sweep(tmp_path / "s", broken)
 
 
 def test_a_finished_sweep_with_a_larger_budget_goes_on(tmp_path: Path) -> None:
