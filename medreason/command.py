@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
@@ -28,6 +28,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medreason.config import ConfigError, RunFailed, TrainConfig
 
+Config = TypeVar("Config")
+
 
 def root() -> Path:
     """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
@@ -42,29 +44,29 @@ class NamedRuns(SearchPathPlugin):
         search_path.append(provider="medreason", path=f"file://{root()}")
 
 
-def command(task: Callable[[TrainConfig], None], name: str) -> None:
+def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> None:
     """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
     from medreason import sweeper  # it uses this module
 
     Plugins.instance().register(NamedRuns)
     sweeper.register()
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    ConfigStore.instance().store(name="schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to us instead of Hydra's own report
 
     def job(config: DictConfig) -> None:
         # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
         try:
-            task(load(config))
+            task(load(config, schema))
         except (ConfigError, RunFailed, OmegaConfBaseException) as error:
             discard(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # the jobs after this one still run; Hydra hands on the first error after the last job
-            refuse(name, error)
+            refuse(name, error, schema)
 
     try:
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
     except (ConfigError, RunFailed, HydraException, OmegaConfBaseException) as error:
-        refuse(name, composition_error(name) if "requires --multirun" in str(error) else error)
+        refuse(name, composition_error(name) if "requires --multirun" in str(error) else error, schema)
 
 
 def composition_error(name: str) -> Exception:
@@ -85,7 +87,7 @@ def composed(*overrides: str) -> TrainConfig:
     Plugins.instance().register(NamedRuns)
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
-        return load(hydra.compose("train", overrides=list(overrides)))
+        return load(hydra.compose("train", overrides=list(overrides)), TrainConfig)
 
 
 def swept_settings() -> dict[str, str]:
@@ -101,9 +103,9 @@ def swept_settings() -> dict[str, str]:
     return {one.key_or_group: str(one.get_value_element_as_str()) for one in given if one.key_or_group in swept}
 
 
-def refuse(name: str, error: Exception) -> NoReturn:
+def refuse(name: str, error: Exception, schema: type) -> NoReturn:
     """Says what is wrong in one line and ends the process: exit code 2, or 1 where training itself failed."""
-    print(f"medreason.{name}: {explain(error)}", file=sys.stderr)
+    print(f"medreason.{name}: {explain(error, schema)}", file=sys.stderr)
     sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
@@ -114,30 +116,30 @@ def discard(run: Path) -> None:
         run.rmdir()
 
 
-def load(config: DictConfig) -> TrainConfig:
+def load(config: DictConfig, schema: type[Config]) -> Config:
     """The typed configuration. Raises ConfigError or OmegaConf's errors for unknown keys and values out of range."""
     # A key added with `+` passes Hydra's own check; merging the bare values into the schema refuses it.
-    checked = OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(config, resolve=True))
+    checked = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(config, resolve=True))
     loaded = OmegaConf.to_object(checked)
-    assert isinstance(loaded, TrainConfig)
+    assert isinstance(loaded, schema)
     return loaded
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, schema: type) -> str:
     """One line that names the key, and the known key nearest to a mistyped one."""
     if "Error merging override" in str(error) and error.__cause__:
-        return explain(error.__cause__)
+        return explain(error.__cause__, schema)
     lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines()]
     message = "; ".join(line for line in lines if line and not line.startswith(("object_type", "reference_type")))
     wrong = re.search(r"full_key: ([\w.]+)", message) or re.search(r"override '([\w.]+)'", message)
     if wrong and ("not in" in message or "Could not override" in message):
-        return unknown_setting(wrong[1])
+        return unknown_setting(wrong[1], schema)
     return message.replace(":;", ":").removesuffix(";")
 
 
-def unknown_setting(key: str) -> str:
+def unknown_setting(key: str, schema: type) -> str:
     """A line on a mistyped setting, with the known one nearest to it."""
-    near = difflib.get_close_matches(key, known_keys(TrainConfig), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, known_keys(schema), n=1, cutoff=0.5)
     return f"{key}: no such setting ({f'did you mean {near[0]}?' if near else 'see --cfg job'})"
 
 

@@ -104,6 +104,13 @@ class Algorithm(Enum):
     adamw_8bit = "adamw_8bit"
 
 
+class Method(Enum):
+    """How a model answers a multiple-choice question."""
+
+    likelihood = "likelihood"  # the option letter with the highest probability; no text is written
+    generate = "generate"  # the model reasons and answers; the letter is read from its answer
+
+
 class LoggerKind(Enum):
     """Where metrics go besides the run directory's metrics.csv."""
 
@@ -321,6 +328,28 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.monitor in MONITORED, "monitor", f"be one of {', '.join(MONITORED)}", self.monitor)
+
+
+@dataclass
+class EvaluateConfig:
+    run: str  # a run directory, of which the adapter is evaluated
+    base: bool  # evaluate the model as it was before the run instead
+    precision: Precision | None  # of the base; null: as the run had it
+    benchmarks: list[str]  # names (medreason/tasks.py) or files of their form
+    method: Method
+    limit: int | None  # questions of each benchmark, chosen by `seed`
+    batch: int  # questions answered at once
+    max_new_tokens: int  # with method=generate
+    against: str | None  # folder of another evaluation, compared question by question
+    output: str | None  # null: RUN/evaluation/METHOD, or METHOD_base
+    seed: int
+
+    def __post_init__(self) -> None:
+        check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
+        check(bool(self.benchmarks), "benchmarks", "name at least one (benchmarks=[medqa])", [])
+        check(self.limit is None or self.limit > 0, "limit", "be positive or null", self.limit)
+        for name in ("batch", "max_new_tokens"):
+            check(getattr(self, name) > 0, name, "be positive", getattr(self, name))
 
 
 @dataclass

@@ -118,7 +118,7 @@ def column(setting: str) -> str:
 
 
 def main() -> None:
-    command(lay_out, "dashboard")
+    command(lay_out, "dashboard", TrainConfig)
 
 
 if __name__ == "__main__":

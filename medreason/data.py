@@ -234,7 +234,7 @@ def draw(data: "MedicalReasoningData", path: Path) -> None:
 
 
 def main() -> None:
-    command(show, "data")
+    command(show, "data", TrainConfig)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from medreason import embedded
-from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute
+from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig
 from medreason.preflight import EMBEDDED
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE
 
@@ -97,6 +98,27 @@ def load_model(model: ModelConfig, lora: LoraConfig, *, row_tokens: int, recompu
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
+    """A run's model to answer with, in evaluation mode: base and adapter as they were trained, or the base alone.
+
+    Raises ConfigError for an adapter that is not of this model.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    model = load_model(
+        config.model, config.lora, row_tokens=config.data.row_tokens, recompute=Recompute.none, seed=config.seed
+    )  # LoRA's B is zero: the base
+    if adapter is not None:
+        try:
+            result = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(f"{adapter}: {str(error).splitlines()[0]}") from error
+        if result.unexpected_keys:
+            raise ConfigError(f"{adapter}: not of this model; it has {result.unexpected_keys[0]}")
+    return model.eval()
 
 
 def checkpointing(recompute: Recompute) -> bool | str:

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from medreason.config import ConfigError
+from medreason.config import ConfigError, TrainConfig
 
 PACKAGES = ("torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl")
 # known from the start, so that the file's header never has to be rewritten under a running job
@@ -43,6 +43,22 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def run_config(run: Path) -> TrainConfig:
+    """The settings of a run. Raises ConfigError where the directory holds none."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"run={run}: no config.yaml there; name a run directory of medreason.train")
+    try:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+    assert isinstance(found, TrainConfig)
+    return found
 
 
 def provenance() -> dict[str, Any]:

@@ -48,7 +48,7 @@ class OptunaSweeper(Sweeper):
         if not space:
             raise ConfigError("hydra.sweeper.params: nothing to search; for example lora.r: choice(8, 16)")
         if unknown := [name for name in space if name not in known_keys(TrainConfig)]:
-            raise ConfigError(unknown_setting(unknown[0]))
+            raise ConfigError(unknown_setting(unknown[0], TrainConfig))
         folder = Path(self.command.hydra.sweep.dir)
         prepare_data(self.command)
         check_same_sweep(folder, self.command, space)
@@ -192,7 +192,7 @@ def prepare_data(config: DictConfig) -> None:
     from medreason.corpus import read_split
     from medreason.preflight import check_model_path, settle_hub
 
-    typed_config = load(run_settings(config))
+    typed_config = load(run_settings(config), TrainConfig)
     check_model_path(typed_config.model)
     settle_hub(typed_config.model, typed_config.data)
     split = read_split(typed_config.data, say)

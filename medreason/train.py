@@ -337,7 +337,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
 
 
 def main() -> None:
-    command(train, "train")
+    command(train, "train", TrainConfig)
 
 
 if __name__ == "__main__":

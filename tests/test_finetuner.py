@@ -77,7 +77,9 @@ def test_the_saved_adapter_loads_in_plain_transformers_and_peft(make_model: Call
 
     model = make_model()
     model.save_pretrained(tmp_path)
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(materialize("tiny")), tmp_path)
+    # in the precision that Unsloth chose for this CPU, from which the fixture went back to 32 bits
+    base = AutoModelForCausalLM.from_pretrained(materialize("tiny"), dtype=model.config.dtype).float()
+    plain = PeftModel.from_pretrained(base, tmp_path)
     tokens = torch.arange(6, 40)[None]
     with torch.no_grad():
         assert torch.allclose(plain(input_ids=tokens).logits, model(input_ids=tokens).logits, atol=1e-5)
