@@ -48,8 +48,9 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
     """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
     from medreason import sweeper  # it uses this module
 
-    Plugins.instance().register(NamedRuns)
-    sweeper.register()
+    if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
+        Plugins.instance().register(NamedRuns)
+        sweeper.register()
     ConfigStore.instance().store(name="schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to us instead of Hydra's own report
 

@@ -1,0 +1,287 @@
+"""python -m medreason.export RUN --format adapter|merged|gguf: a run's model in a folder of its own, checked.
+
+    adapter   RUN/adapter as it is: LoRA in PEFT's format, tokenizer
+    merged    base in the type its weights are stored in (never 4-bit) + LoRA --merge--> safetensors, tokenizer
+    gguf      merged --llama.cpp's converter--> f16, q8_0 --llama.cpp--> q4_k_m; Modelfile for Ollama
+
+Each answers questions beside the adapter on its base (parity.py) and gets a model card. The folder appears last,
+whole, or not at all.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medreason.config import ConfigError, Format, ModelConfig, Precision, RunFailed
+from medreason.gguf_export import find_tools, write_gguf
+from medreason.preflight import check_hub_model, check_model_path, hub_answers, on_hub
+from medreason.progress import say
+from medreason.run_directory import read_metrics, write_json
+from medreason.sweep_results import look_up, read_mapping
+
+if TYPE_CHECKING:
+    from medreason.parity import Parity
+
+FORMATS = ("adapter", "merged", "gguf")
+QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
+CASES_SEED = 20  # of questions beyond those of the run's own samples.json
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an export needs to know of a run directory."""
+
+    folder: Path
+    model: ModelConfig
+    style: Format
+    config: dict[str, Any]  # all of config.yaml
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / "adapter"
+
+
+def read_run(folder: Path) -> Run:
+    """Raises ConfigError for a folder that is no finished run."""
+    if not folder.is_dir():
+        raise ConfigError("no such folder")
+    config, wrong = read_mapping(folder / "config.yaml")
+    if wrong:
+        raise ConfigError(f"{wrong}; name a run that medreason.train has written")
+    missing = [
+        name
+        for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json")
+        if not (folder / "adapter" / name).is_file()
+    ]
+    if missing:
+        raise ConfigError(f"no adapter/{missing[0]}; a run has it once training has finished")
+    path, style = look_up(config, "model.path"), look_up(config, "data.format")
+    revision, precision = look_up(config, "model.revision"), look_up(config, "model.precision")
+    if not isinstance(path, str) or style not in Format.__members__ or precision not in Precision.__members__:
+        raise ConfigError("config.yaml names no model.path, model.precision or data.format")
+    return Run(folder, ModelConfig(path, revision, Precision[precision], None), Format[style], config)
+
+
+def check_base(model: ModelConfig) -> None:
+    """Raises ConfigError where the base cannot be had, or its weights are quantised already."""
+    check_model_path(model)
+    if "HF_HUB_OFFLINE" not in os.environ and not (on_hub(model) and hub_answers()):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    check_hub_model(model)
+    config, _ = read_mapping(Path(model.path) / "config.json")
+    if "quantization_config" in config:
+        raise ConfigError(f"model.path={model.path} holds quantised weights; an export needs the 16-bit base")
+
+
+def export(run: Run, kind: str, quantization: str, output: Path, *, questions: int, max_new_tokens: int) -> "Parity":
+    """Writes the folder `output`. Raises RunFailed for an export that does not answer as its adapter does."""
+    tools = find_tools(quantization) if kind == "gguf" else None
+    with whole_folder(output) as draft:
+        say("importing transformers and PEFT")
+        from transformers import AutoTokenizer
+
+        from medreason.model_card import model_card
+        from medreason.prompts import prompt_text
+
+        tokenizer: Any = AutoTokenizer.from_pretrained(run.adapter)
+        prompts = [prompt_text(tokenizer, question, run.style) for question in questions_of(run.folder, questions)]
+        weights = draft / "merged" if kind == "gguf" else draft
+        parity = write_checked(run, kind, weights, tokenizer, prompts, max_new_tokens)
+        if tools is not None:
+            name = run.folder.resolve().name
+            write_gguf(
+                tools, weights, draft / f"{name}-{quantization}.gguf", quantization, tokenizer, run.model, run.style
+            )
+            shutil.rmtree(weights)
+        write_json(draft / "parity.json", parity.record())
+        card = model_card(
+            name=run.folder.resolve().name,
+            kind=kind,
+            config=run.config,
+            record=read_mapping(run.folder / "run.json")[0],
+            corpus=read_mapping(run.folder / "data.json")[0],
+            tokens=tokens_trained(run.folder),
+            parity=parity.rows(),
+            quantization=quantization if kind == "gguf" else None,
+        )
+        (draft / "README.md").write_text(card, encoding="utf-8")
+    return parity
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A draft beside `output` that gets its name if all goes well, and vanishes if not."""
+    if output.exists():
+        raise ConfigError(f"{output} exists already; name another folder with --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draft = output.with_name(f".{output.name}.draft-{os.getpid()}")
+    draft.mkdir()
+    try:
+        yield draft
+        draft.rename(output)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def questions_of(folder: Path, count: int) -> list[str]:
+    """Held-out questions that the run answered, then clinical cases made by rule: always `count`."""
+    from medreason.clinical_cases import generate_cases
+
+    try:
+        samples = json.loads((folder / "samples.json").read_text())
+        held_out = [str(sample["question"]) for sample in samples][:count]
+    except (OSError, ValueError, KeyError, TypeError):
+        held_out = []
+    return held_out + [case.question for case in generate_cases(count, seed=CASES_SEED)][: count - len(held_out)]
+
+
+def tokens_trained(folder: Path) -> int | None:
+    """What metrics.csv counted last."""
+    try:
+        counted = [row["train/tokens"] for row in read_metrics(folder / "metrics.csv") if "train/tokens" in row]
+    except (OSError, ValueError):
+        return None
+    return int(counted[-1]) if counted else None
+
+
+def write_checked(
+    run: Run, kind: str, target: Path, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+) -> "Parity":
+    """Writes adapter or merged model to `target` and reads it back. Raises RunFailed unless it answers alike."""
+    from peft import PeftModel
+    from rich.console import Console
+    from rich.table import Table
+
+    from medreason.model import local_path
+    from medreason.parity import adapted_layers, compare, observe
+
+    base = load_weights(local_path(run.model), run.model.revision)
+    dtype = str(base.dtype).removeprefix("torch.")
+    say(f"{run.model.path} in {dtype} on {base.device}")
+    adapted: Any = PeftModel.from_pretrained(base, run.adapter).eval()
+    layers = adapted_layers(adapted)
+
+    def ask(model: Any, what: str, tokens: int) -> Any:
+        return observe(
+            model,
+            tokenizer,
+            prompts,
+            layers,
+            max_new_tokens=tokens,
+            progress=lambda done, total: say(f"{what}: {done} of {total} questions"),
+        )
+
+    reference = ask(adapted, "adapter on base", max_new_tokens)
+    with adapted.disable_adapter():
+        plain = ask(adapted, "base alone, one token", 1)
+    if kind == "adapter":
+        copy_adapter(run, target)
+        exported: Any = PeftModel.from_pretrained(adapted.unload(), target).eval()
+    else:
+        check_space(target.parent, base, copies=2 if kind == "gguf" else 1)
+        say("merging")
+        merge(adapted).save_pretrained(target)
+        tokenizer.save_pretrained(target)
+        del adapted, base
+        exported = load_weights(str(target), None)
+    parity = compare(reference, ask(exported, "export", max_new_tokens), plain, dtype)
+    table = Table("export beside adapter on base", "", title_justify="left")
+    for label, value in parity.rows():
+        table.add_row(label, value)
+    Console(highlight=False).print(table)
+    if not parity.holds:
+        share = max(parity.least_share, parity.greatest_share, key=lambda share: abs(share - 1))
+        raise RunFailed(
+            f"the export does not answer as the adapter does: logits differ by {parity.logit_difference:.2g} "
+            f"(tolerance {parity.tolerance:.2g}), {parity.parted_otherwise} of {parity.questions} texts part, "
+            f"of the update of {parity.worst_layer} a share of {share:.3f} arrived (1 +- {parity.share_tolerance:g}); "
+            "nothing was written"
+        )
+    return parity
+
+
+def load_weights(path: str, revision: str | None) -> Any:
+    """A model in the type its weights are stored in, on the GPU where there is one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype="auto")
+    if getattr(model, "is_quantized", False):
+        raise ConfigError(f"{path} holds quantised weights; an export needs the 16-bit base")
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def check_space(folder: Path, model: Any, copies: int) -> None:
+    """Raises ConfigError where so many copies of a model's weights do not fit: a full disk shows late, and oddly."""
+    needed = copies * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    free = shutil.disk_usage(folder).free
+    if free < needed * 1.05:
+        raise ConfigError(f"{folder} has {free / 1e9:.1f} GB free, and about {needed * 1.05 / 1e9:.1f} GB are needed")
+
+
+def copy_adapter(run: Run, target: Path) -> None:
+    """The run's adapter, named after the base as the run's settings have it: Unsloth names a 4-bit copy or a cache."""
+    shutil.copytree(run.adapter, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
+    if on_hub(run.model):
+        settings = json.loads((target / "adapter_config.json").read_text())
+        write_json(target / "adapter_config.json", settings | {"base_model_name_or_path": run.model.path})
+
+
+def merge(adapted: Any) -> Any:
+    """The base with LoRA added into its weights."""
+    return adapted.merge_and_unload(safe_merge=True)  # safe: refuses weights that are not numbers
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("medreason.export", description="A run's model in a folder of its own, checked.")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of --format gguf; default: q8_0")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder; default: RUN/export_FORMAT")
+    parser.add_argument("--questions", type=positive, default=20, metavar="N", help="asked of adapter and export")
+    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="of each answer")
+    options = parser.parse_args(arguments)
+    quantization = options.quantization or "q8_0"
+    suffix = f"_{quantization}" if options.format == "gguf" else ""
+    output = options.output or options.run / f"export_{options.format}{suffix}"
+    try:
+        if options.quantization and options.format != "gguf":
+            raise ConfigError(f"--quantization goes with --format gguf, not with {options.format}")
+        run = read_run(options.run)
+        check_base(run.model)
+        export(
+            run,
+            options.format,
+            quantization,
+            output,
+            questions=options.questions,
+            max_new_tokens=options.max_new_tokens,
+        )
+    except (ConfigError, RunFailed, OSError) as error:
+        print(f"medreason.export: {options.run}: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RunFailed) else 2
+    except KeyboardInterrupt:
+        print("medreason.export: stopped; nothing was written", file=sys.stderr)
+        return 130
+    say(f"exported: {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a draft is taken away
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The card of an exported model: what its run has on record, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from medreason.sweep_results import look_up, mapping
+
+NOT_MEASURED = "not measured"
+LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+KINDS = {
+    "adapter": "LoRA adapter, to be put on its base model",
+    "merged": "LoRA merged into the unquantised base model",
+    "gguf": "LoRA merged into the unquantised base model, converted to GGUF",
+}
+LORA = ("r", "alpha", "dropout", "target_modules", "rslora", "dora")
+TRAINING = (
+    "optim.algorithm", "optim.lr", "optim.loraplus_ratio", "optim.weight_decay", "optim.warmup_steps", "optim.decay",
+    "data.format", "data.packing", "data.row_tokens", "trainer.precision", "trainer.max_epochs", "trainer.max_steps",
+    "trainer.rows_per_batch", "trainer.accumulate", "trainer.devices", "seed",
+)  # fmt: skip
+
+USE = """\
+Research on fine-tuning language models for medical question answering: comparing training settings, data and formats.
+
+**Research software; not a medical device; not for clinical decisions.** Do not use it to diagnose, to treat or to \
+advise anyone."""
+
+LIMITS = """\
+- Its answers can be wrong while they sound sure; the reasoning that it writes is no proof of the answer.
+- It knows nothing newer than its base model and the training data below, and has their gaps and biases.
+- What is given under Results was measured on held-out rows of the training data's own kind: it says nothing about \
+patients, other sources or other languages.
+- Safety, bias and calibration: not measured.
+- Licence: none is claimed here. Those of the base model and of the training data apply."""
+
+
+def model_card(
+    *,
+    name: str,
+    kind: str,
+    config: Mapping[str, Any],
+    record: Mapping[str, Any],
+    corpus: Mapping[str, Any],
+    tokens: int | None,
+    parity: Sequence[tuple[str, str]],
+    quantization: str | None = None,
+) -> str:
+    """README.md of an export of `kind` (adapter, merged, gguf), YAML front matter first.
+
+    `config`, `record` and `corpus` are a run's config.yaml, run.json and data.json, as far as they could be read.
+    """
+    front = {
+        "base_model": look_up(config, "model.path"),
+        "library_name": LIBRARIES[kind],
+        "tags": ["medical", "reasoning", "lora", "medreason"],
+    }
+    data, results = mapping(record.get("data")), mapping(record.get("results"))
+    base = [
+        ("model", look_up(config, "model.path")),
+        ("revision", look_up(config, "model.revision") or ("not pinned" if "model" in config else None)),
+        ("held in training as", look_up(config, "model.precision")),
+        *([("quantised for this export to", quantization)] if quantization else []),
+    ]
+    before_after = [
+        (label, results.get(f"{key}_before"), results.get(f"{key}_after"))
+        for label, key in (("held-out loss, nats per token", "val_loss"), ("held-out exact match, share", "accuracy"))
+    ]
+    return "\n\n".join(
+        [
+            f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
+            f"# {name}",
+            f"{KINDS[kind]}, trained with medreason.",
+            f"## Intended use\n\n{USE}",
+            f"## Limits\n\n{LIMITS}",
+            f"## Base model\n\n{facts(base)}",
+            f"## Training data\n\n{facts([*sources(data, corpus), *findings(config, corpus)])}",
+            f"## LoRA\n\n{facts([(key, look_up(config, f'lora.{key}')) for key in LORA])}",
+            f"## Training\n\n{facts([*course(record, results, tokens), *settings(config)])}",
+            f"## Results\n\n{table(('', 'before', 'after'), before_after)}",
+            f"## The export beside its adapter\n\n{facts(parity)}",
+            f"## Made with\n\n{facts(origin(record))}\n",
+        ]
+    )
+
+
+def sources(data: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Where the rows came from, which they were, how many."""
+    rows = mapping(corpus.get("rows"))
+    rejects = mapping(corpus.get("rejects"))
+    return [
+        ("source", data.get("source")),
+        ("fingerprint (SHA-256 of both sides' content)", data.get("sha256")),
+        *((f"rows of {source}", count) for source, count in rows.items()),
+        *((f"rejected: {reason}", mapping(found).get("count")) for reason, found in rejects.items()),
+        *((f"left out: {reason}", count) for reason, count in mapping(data.get("left_out")).items()),
+        ("documents learned", data.get("train_documents")),
+        ("documents held out", data.get("validation_documents")),
+        ("tokens of an epoch", data.get("train_tokens")),
+        ("of these learned", data.get("train_targets")),
+    ]
+
+
+def findings(config: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """What was found about duplicates and about text shared with test sets."""
+    duplicates, found = mapping(corpus.get("duplicates")), mapping(corpus.get("contamination"))
+    benchmarks = mapping(found.get("benchmarks"))
+    return [
+        ("exact duplicates", duplicates.get("exact")),
+        ("near duplicates", duplicates.get("near")),
+        ("policy for duplicates", look_up(config, "data.deduplicate")),
+        ("compared with benchmark questions", ", ".join(f"{key} ({count})" for key, count in benchmarks.items())),
+        ("examples that share text with them", found.get("examples")),
+        ("policy for shared text", look_up(config, "data.decontaminate")),
+    ]
+
+
+def course(record: Mapping[str, Any], results: Mapping[str, Any], tokens: int | None) -> list[tuple[str, object]]:
+    """How far training went, and at what cost."""
+    return [
+        ("status of the run", record.get("status")),
+        ("started", record.get("started")),
+        ("optimizer steps", results.get("steps")),
+        ("tokens trained on", tokens),
+        ("seconds", record.get("seconds")),
+        ("peak memory, GiB", results.get("peak_memory_gib")),
+        ("device", record.get("device")),
+    ]
+
+
+def settings(config: Mapping[str, Any]) -> list[tuple[str, object]]:
+    return [(key, look_up(config, key)) for key in TRAINING]
+
+
+def origin(record: Mapping[str, Any]) -> list[tuple[str, object]]:
+    """Command, commit and versions."""
+    overrides = record.get("overrides")
+    command = " ".join(["python -m medreason.train", *map(str, overrides)]) if isinstance(overrides, list) else None
+    return [
+        ("command", command),
+        ("medreason commit", record.get("commit")),
+        ("python", record.get("python")),
+        *mapping(record.get("versions")).items(),
+    ]
+
+
+def facts(rows: Sequence[tuple[str, object]]) -> str:
+    return table(("", ""), rows)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table; a cell without a value says that it was not measured."""
+    lines = [header, ["---"] * len(header), *([label, *map(value, values)] for label, *values in rows)]
+    return "\n".join("| " + " | ".join(cell(str(text)) for text in line) + " |" for line in lines)
+
+
+def cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def value(content: object) -> str:
+    """A logged value as text."""
+    if content is None or content == "":
+        return NOT_MEASURED
+    if isinstance(content, float):
+        return f"{content:.6g}"
+    return ", ".join(map(str, content)) if isinstance(content, list) else str(content)

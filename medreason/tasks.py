@@ -1,0 +1,268 @@
+"""Benchmarks of multiple-choice questions: read, checked, asked.
+
+A file (JSONL, JSON, Parquet, CSV) or a folder of them holds rows of this form, HUB's data sets are brought to it:
+
+    id         optional; a row without one is known by its number
+    question   text
+    options    letter -> text, two to ten from A on (in CSV: as JSON)
+    answer     the right option's letter
+    subject    optional; without it what follows the slash in `source` (MMLU test/anatomy)
+    context    optional; text that the question is about, such as an abstract
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from medreason.config import ConfigError
+from medreason.sources import SUFFIXES, Row, files_of, read_file, read_hub
+
+SETTING = "benchmarks"  # the setting that an error names
+MOST_OPTIONS = 10
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question, its options by letter, and the letter of the right one."""
+
+    id: str
+    question: str
+    options: dict[str, str]
+    answer: str
+    subject: str  # "" if unknown
+    context: str  # "" if there is none
+
+
+@dataclass(frozen=True)
+class Task:
+    """A benchmark. `fingerprint` changes with anything in its questions, whatever file they came from."""
+
+    name: str
+    questions: tuple[Question, ...]
+    fingerprint: str
+
+
+Layout = Callable[[int, Mapping[str, Any]], Question | None]  # a row's number and cells; None: not of this benchmark
+
+
+class BadQuestion(ValueError):
+    """What is wrong with a row, without its place."""
+
+
+def read_task(name_or_path: str) -> Task:
+    """The benchmark of this name (see HUB), or of a local file or folder.
+
+    Raises ConfigError, one line, for an unknown name, what cannot be read, and a row that cannot be asked or scored.
+    """
+    if name_or_path in HUB:
+        return make_task(name_or_path, hub_questions(name_or_path))
+    path = Path(name_or_path)
+    if not name_or_path or not (path.exists() or path.suffix.lower() in SUFFIXES):
+        near = difflib.get_close_matches(name_or_path.lower(), HUB, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(HUB)}"
+        raise ConfigError(f"{SETTING}={name_or_path}: no such benchmark or file ({hint})")
+    rows = ((str(file), row) for file in files_of(name_or_path, SETTING) for row in read_file(file, SETTING))
+    return make_task(path.stem, (each for place, row in rows if (each := placed(place, row, from_row))))
+
+
+def hub_questions(name: str) -> Iterable[tuple[str, Question]]:
+    path, configurations, split, layout = HUB[name]
+    for configuration in configurations:
+        place = path if configuration is None else f"{path}:{configuration}"
+        for row in read_hub(path, configuration, None, (split,), SETTING):
+            if found := placed(place, row, layout):
+                yield found
+
+
+def placed(source: str, row: Row, layout: Layout) -> tuple[str, Question] | None:
+    """A row's place and question, checked; None for a row of something else. Raises ConfigError for a bad one."""
+    number, cells = row
+    try:
+        if isinstance(cells, str):
+            raise BadQuestion(cells)
+        question = layout(number, cells)
+        return None if question is None else (f"{source}: row {number}", checked(question))
+    except BadQuestion as reason:
+        raise ConfigError(f"{SETTING}={source}: row {number}: {reason}") from reason
+
+
+def checked(question: Question) -> Question:
+    """The question. Raises BadQuestion for one that cannot be asked or scored."""
+    letters = list(question.options)
+    if not 2 <= len(letters) <= MOST_OPTIONS:
+        raise BadQuestion(f"{len(letters)} options; needed: 2 to {MOST_OPTIONS}")
+    if letters != list(ascii_uppercase[: len(letters)]):
+        raise BadQuestion(f"options are called {', '.join(letters)}; needed: A, B and so on")
+    if re.search("[\ud800-\udfff]", "".join((question.question, question.context, *question.options.values()))):
+        raise BadQuestion("bytes that are not UTF-8")
+    empty = [letter for letter, text in question.options.items() if not text]
+    if empty:
+        raise BadQuestion(f"option {empty[0]} is empty")
+    if question.answer not in question.options:
+        raise BadQuestion(f"answer {question.answer!r} is not among the options {', '.join(question.options)}")
+    return question
+
+
+def make_task(name: str, found: Iterable[tuple[str, Question]]) -> Task:
+    """The task of questions and their places. Raises ConfigError for two with one id, or none at all."""
+    places: dict[str, str] = {}
+    questions = []
+    for place, question in found:
+        if question.id in places:
+            raise ConfigError(f"{SETTING}={place}: id {question.id!r} is also that of {places[question.id]}")
+        places[question.id] = place
+        questions.append(question)
+    if not questions:
+        raise ConfigError(f"{SETTING}={name}: no questions")
+    content = json.dumps([astuple(question) for question in questions])
+    return Task(name, tuple(questions), hashlib.sha256(content.encode()).hexdigest()[:16])
+
+
+def from_row(number: int, cells: Mapping[str, Any]) -> Question:
+    """A question in this project's own form (see above). Raises BadQuestion for a missing or unusable cell."""
+    options = needed(cells, "options")
+    if isinstance(options, str):
+        try:
+            options = json.loads(options)
+        except ValueError:
+            options = None
+    if not isinstance(options, Mapping):
+        raise BadQuestion('`options` is not of the form {"A": TEXT, "B": TEXT}')
+    source = str(cells.get("source") or "")
+    identity = cells.get("id")
+    return Question(
+        str(number if identity in (None, "") else identity),
+        text(cells, "question"),
+        # Parquet gives every row the letters of the longest
+        {str(letter): str(option).strip() for letter, option in sorted(options.items()) if option is not None},
+        text(cells, "answer"),
+        str(cells.get("subject") or (source.partition("/")[2])).strip(),
+        str(cells.get("context") or "").strip(),
+    )
+
+
+def needed(cells: Mapping[str, Any], column: str) -> Any:
+    if cells.get(column) is None:
+        raise BadQuestion(f"no `{column}`")
+    return cells[column]
+
+
+def text(cells: Mapping[str, Any], column: str) -> str:
+    """A cell's text without surrounding space. Raises BadQuestion where there is none."""
+    value = needed(cells, column)
+    if not isinstance(value, str) or not value.strip():
+        raise BadQuestion(f"`{column}` is {'empty' if isinstance(value, str) else 'not text'}")
+    return value.strip()
+
+
+def lettered(options: Sequence[Any]) -> dict[str, str]:
+    return {letter: str(option).strip() for letter, option in zip(ascii_uppercase, options, strict=False)}
+
+
+def letter_of(cells: Mapping[str, Any], column: str) -> str:
+    """The letter of an option's index, from 0. Raises BadQuestion for anything else (-1: the key is not published)."""
+    index = needed(cells, column)
+    if not isinstance(index, int) or not 0 <= index < MOST_OPTIONS:
+        raise BadQuestion(f"`{column}` is {index!r}, not an option's index")
+    return ascii_uppercase[index]
+
+
+def from_medqa(number: int, cells: Mapping[str, Any]) -> Question:
+    """GBaker/MedQA-USMLE-4-options; the subject is the USMLE step."""
+    options = {letter: str(option).strip() for letter, option in sorted(needed(cells, "options").items())}
+    subject = str(cells.get("meta_info") or "")
+    return Question(f"medqa-{number}", text(cells, "question"), options, text(cells, "answer_idx"), subject, "")
+
+
+def from_medmcqa(number: int, cells: Mapping[str, Any]) -> Question:
+    """openlifescienceai/medmcqa. Its test split has no published key; scores are of validation."""
+    options = lettered([needed(cells, column) for column in ("opa", "opb", "opc", "opd")])
+    subject = str(cells.get("subject_name") or "")
+    identity = str(cells.get("id") or f"medmcqa-{number}")
+    return Question(identity, text(cells, "question"), options, letter_of(cells, "cop"), subject, "")
+
+
+def from_pubmedqa(number: int, cells: Mapping[str, Any]) -> Question:
+    """qiaojin/PubMedQA, pqa_labeled: yes, no or maybe, by an abstract without its conclusion.
+
+    All 1,000 expert-labelled questions. Published scores are of 500 of them, whose ids stand in the authors' repository
+    (test_ground_truth.json) and nowhere in these rows: to compare with them, name a file of those questions.
+    """
+    options = {"A": "yes", "B": "no", "C": "maybe"}
+    answers = {option: letter for letter, option in options.items()}
+    decision = text(cells, "final_decision").lower()
+    context = needed(cells, "context")
+    parts, labels = context["contexts"], context.get("labels") or []
+    if len(labels) == len(parts):
+        parts = [f"{label}: {part}" for label, part in zip(labels, parts, strict=True)]
+    identity = f"pubmedqa-{cells.get('pubid') or number}"
+    return Question(identity, text(cells, "question"), options, answers.get(decision, decision), "", "\n".join(parts))
+
+
+def from_mmlu(number: int, cells: Mapping[str, Any]) -> Question:
+    """cais/mmlu, one subject a configuration."""
+    subject = text(cells, "subject")
+    options = lettered(needed(cells, "choices"))
+    return Question(
+        f"mmlu-{subject}-{number}", text(cells, "question"), options, letter_of(cells, "answer"), subject, ""
+    )
+
+
+def from_mmlu_pro_health(number: int, cells: Mapping[str, Any]) -> Question | None:
+    """TIGER-Lab/MMLU-Pro, three to ten options; None for categories other than health."""
+    if cells.get("category") != "health":
+        return None
+    identity = f"mmlu-pro-{cells.get('question_id') or number}"
+    return Question(
+        identity, text(cells, "question"), lettered(needed(cells, "options")), text(cells, "answer"), "", ""
+    )
+
+
+MMLU_SUBJECTS = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics",
+                 "professional_medicine")  # fmt: skip
+# name -> the hub's data set, its configurations, the split that scores are reported of, how its rows are read
+HUB: dict[str, tuple[str, tuple[str | None, ...], str, Layout]] = {
+    "medqa": ("GBaker/MedQA-USMLE-4-options", (None,), "test", from_medqa),
+    "medmcqa": ("openlifescienceai/medmcqa", (None,), "validation", from_medmcqa),
+    "pubmedqa": ("qiaojin/PubMedQA", ("pqa_labeled",), "train", from_pubmedqa),
+    "mmlu_medical": ("cais/mmlu", MMLU_SUBJECTS, "test", from_mmlu),
+    "mmlu_pro_health": ("TIGER-Lab/MMLU-Pro", (None,), "test", from_mmlu_pro_health),
+}
+
+
+def permuted(question: Question, order: Sequence[int]) -> Question:
+    """The question with option order[i] under the i-th letter, the right answer moved along.
+
+    Raises ValueError for an order that is no permutation of the options' indices.
+    """
+    letters = list(question.options)
+    if sorted(order) != list(range(len(letters))):
+        raise ValueError(f"{list(order)} is no order of {len(letters)} options")
+    texts = list(question.options.values())
+    options = {letter: texts[index] for letter, index in zip(letters, order, strict=True)}
+    return replace(question, options=options, answer=letters[list(order).index(letters.index(question.answer))])
+
+
+def likelihood_prompt(question: Question) -> str:
+    """The user's turn where the next token's probabilities decide: the answer is to be a letter."""
+    return f"{presented(question)}\n\nAnswer with the letter of the correct option."
+
+
+def reasoning_prompt(question: Question) -> str:
+    """The user's turn where the written answer decides: reasoning, then a sentence that names the letter."""
+    return (
+        f'{presented(question)}\n\nThink step by step, then end with "The answer is X.", where X is the letter of the '
+        "correct option."
+    )
+
+
+def presented(question: Question) -> str:
+    """Context if there is one, question, a line for each option."""
+    options = "\n".join(f"{letter}. {option}" for letter, option in question.options.items())
+    return "\n\n".join(part for part in (question.context, f"{question.question}\n{options}") if part)

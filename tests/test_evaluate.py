@@ -1,0 +1,111 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import run_command, run_train, tiny_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    said = run_train(*tiny_run(run, rows_file, "trainer.max_steps=8", "trainer.answer_questions=0"))
+    assert said.returncode == 0, said.stderr[-3000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve questions of two subjects, in the form of the shared files."""
+    path = tmp_path_factory.mktemp("questions") / "quiz.jsonl"
+    rows = [
+        {
+            "id": f"q{index}",
+            "question": f"Which value is {'too high' if index % 2 else 'normal'} in case {index}?",
+            "options": {"A": f"{index}", "B": f"{index + 1}", "C": "neither"},
+            "answer": "ABC"[index % 3],
+            "source": f"quiz/{'renal' if index < 5 else 'cardiac'}",
+        }
+        for index in range(12)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def scores(run: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "evaluation" / name / "scores.json").read_text())
+    return found
+
+
+def lines(run: Path, name: str) -> list[dict[str, Any]]:
+    text = (run / "evaluation" / name / "quiz.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_run_is_evaluated_and_compared_with_its_base(run: Path, questions: Path) -> None:
+    base = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]", "base=true")
+    assert base.returncode == 0, base.stderr[-3000:]
+    said = run_command(
+        "evaluate", f"run={run}", f"benchmarks=[{questions}]", f"against={run}/evaluation/likelihood_base"
+    )
+    assert said.returncode == 0, said.stderr[-3000:]
+    found = scores(run, "likelihood")["scores"]["quiz"]
+    records = lines(run, "likelihood")
+    assert found["questions"] == 12
+    assert found["correct"] == sum(record["choice"] == record["gold"] for record in records)
+    assert found["interval"][0] < found["accuracy"] < found["interval"][1]
+    assert {subject: part["questions"] for subject, part in found["subjects"].items()} == {"renal": 5, "cardiac": 7}
+    assert all(sum(record["probabilities"].values()) == pytest.approx(1) for record in records)
+    assert any(one["probabilities"] != other["probabilities"] for one, other in
+               zip(records, lines(run, "likelihood_base"), strict=True)), "the adapter was not used"  # fmt: skip
+    assert scores(run, "likelihood")["differences"]["quiz"]["questions"] == 12
+    assert "no significant difference" in said.stdout.lower()
+    assert (run / "evaluation" / "likelihood" / "scores.png").stat().st_size > 5000
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(run: Path, questions: Path) -> None:
+    place = run / "evaluation" / "likelihood" / "quiz.jsonl"
+    before = lines(run, "likelihood")
+    kept = before[:5]
+    kept[0]["choice"] = "Z"  # it must not be asked again
+    place.write_text("".join(json.dumps(record) + "\n" for record in kept) + '{"id": "q7", "cho')
+    said = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]")
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert "quiz: 12 questions, 7 to answer" in said.stdout
+    after = {record["id"]: record for record in lines(run, "likelihood") if "gold" in record}
+    assert after[kept[0]["id"]]["choice"] == "Z"
+    for record in before[5:]:
+        assert after[record["id"]]["probabilities"] == pytest.approx(record["probabilities"], abs=1e-4)
+
+
+def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, questions: Path) -> None:
+    said = run_command(
+        "evaluate", f"run={run}", f"benchmarks=[{questions}]", "method=generate", "limit=4", "max_new_tokens=8"
+    )
+    assert said.returncode == 0, said.stderr[-3000:]
+    records, found = lines(run, "generate"), scores(run, "generate")["scores"]["quiz"]
+    assert len(records) == found["questions"] == 4
+    assert all(record["prompt"].startswith("<s>[INST]") for record in records)
+    assert found["no_answer"] == sum(record["choice"] is None for record in records)
+    assert found["correct"] <= 4 - found["no_answer"]
+    assert "HuatuoGPT" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["run=nowhere"], "run=nowhere: no config.yaml there"),
+        (["benchmarks=[medqaa]"], "medqa"),
+        (["benchmarks=[]"], "benchmarks must name at least one"),
+        (["against=nowhere"], "against=nowhere: no evaluation there"),
+        (["limits=3"], "limits: no such setting (did you mean limit?)"),
+        (["output={run}/evaluation/likelihood_base"], "holds answers with base=True, not False"),
+    ],
+)
+def test_a_mistake_is_one_line(run: Path, questions: Path, overrides: list[str], said: str) -> None:
+    given = [one.format(run=run) for one in overrides]
+    told = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]", *given)
+    assert told.returncode == 2, told.stderr[-2000:]
+    assert said in told.stderr.splitlines()[-1]
+    assert len(told.stderr.splitlines()) == 1

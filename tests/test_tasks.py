@@ -1,0 +1,263 @@
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from conftest import SHARED
+from medreason import tasks
+from medreason.config import ConfigError
+from medreason.tasks import (
+    HUB,
+    MMLU_SUBJECTS,
+    Question,
+    from_medmcqa,
+    from_medqa,
+    from_mmlu,
+    from_mmlu_pro_health,
+    from_pubmedqa,
+    likelihood_prompt,
+    permuted,
+    read_task,
+    reasoning_prompt,
+)
+
+SCURVY = Question(
+    "q1", "Which vitamin prevents scurvy?", {"A": "Vitamin A", "B": "Vitamin C", "C": "Vitamin D"}, "B", "", ""
+)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    options = {"A": "Iron", "B": "Zinc"}
+    return {"id": "q1", "question": "Which?", "options": options, "answer": "B", "source": "S test/anatomy"} | changes
+
+
+def written(path: Path, *rows: Any) -> str:
+    path.write_text("".join((each if isinstance(each, str) else json.dumps(each)) + "\n" for each in rows))
+    return str(path)
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        read_task(name)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_file_is_read_with_its_subjects_and_contexts(tmp_path: Path) -> None:
+    path = written(
+        tmp_path / "mine.jsonl", row(), row(id=2, subject="diet", context=" Abstract. "), row(id=None, source=None)
+    )
+    task = read_task(path)
+    assert task.name == "mine"
+    assert task.questions == (
+        Question("q1", "Which?", {"A": "Iron", "B": "Zinc"}, "B", "anatomy", ""),
+        Question("2", "Which?", {"A": "Iron", "B": "Zinc"}, "B", "diet", "Abstract."),
+        Question("3", "Which?", {"A": "Iron", "B": "Zinc"}, "B", "", ""),
+    )
+
+
+def test_the_same_questions_have_one_fingerprint_in_every_kind_of_file(tmp_path: Path) -> None:
+    rows = [row(), row(id="q2", options={"A": "1", "B": "2", "C": "3"})]
+    made = {read_task(written(tmp_path / "a.jsonl", *rows)).fingerprint}
+    (tmp_path / "b.json").write_text(json.dumps(rows))
+    pa.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "c.parquet")  # gives both rows an option C
+    with (tmp_path / "d.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(each | {"options": json.dumps(each["options"])} for each in rows)
+    made |= {read_task(str(tmp_path / name)).fingerprint for name in ("b.json", "c.parquet", "d.csv")}
+    assert len(made) == 1
+    for changed in (row(answer="A"), row(question="What?"), row(context="c"), row(options={"B": "Zinc", "A": "Tin"})):
+        assert read_task(written(tmp_path / "e.jsonl", changed, rows[1])).fingerprint not in made
+
+
+@pytest.mark.parametrize("name", ["medqa2", "MedQA", "pubmed_qa", "mmlu-medical"])
+def test_a_misspelt_name_brings_the_nearest(name: str) -> None:
+    near = {"medqa2": "medqa", "MedQA": "medqa", "pubmed_qa": "pubmedqa", "mmlu-medical": "mmlu_medical"}[name]
+    assert refusal(name) == f"benchmarks={name}: no such benchmark or file (did you mean {near}?)"
+
+
+def test_an_unknown_name_brings_all_and_a_missing_file_says_so(tmp_path: Path) -> None:
+    assert refusal("").endswith("mmlu_pro_health)") and refusal("zzz").endswith(
+        "(known: medqa, medmcqa, pubmedqa, mmlu_medical, mmlu_pro_health)"
+    )
+    assert "absent.jsonl: no such file" in refusal(str(tmp_path / "absent.jsonl"))
+    (tmp_path / "empty.jsonl").touch()
+    assert "the file is empty" in refusal(str(tmp_path / "empty.jsonl"))
+    (tmp_path / "blank.json").write_text("[]")
+    assert "no rows" in refusal(str(tmp_path / "blank.json"))
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "cannot read .txt" in refusal(str(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"id": 1, "options": {"A": "x", "B": "y"}, "answer": "A"}, "no `question`"),
+        ({"id": 1, "question": "q", "answer": "A"}, "no `options`"),
+        ({"id": 1, "question": "q", "options": {"A": "x", "B": "y"}}, "no `answer`"),
+        (row(question=" "), "`question` is empty"),
+        (row(answer=1), "`answer` is not text"),
+        (row(answer="C"), "answer 'C' is not among the options A, B"),
+        (row(answer="b"), "answer 'b' is not among the options A, B"),
+        (row(options={"A": "x"}), "1 options; needed: 2 to 10"),
+        (row(options={letter: letter for letter in "ABCDEFGHIJK"}), "11 options; needed: 2 to 10"),
+        (row(options={"A": "x", "C": "y"}), "options are called A, C; needed: A, B and so on"),
+        (row(options={"AB": "x", "C": "y"}), "options are called AB, C; needed: A, B and so on"),
+        (row(question="caf\udce9"), "bytes that are not UTF-8"),
+        (row(options={"A": "x", "B": " "}), "option B is empty"),
+        (row(options="x"), "`options` is not of the form"),
+        (row(options=["x", "y"]), "`options` is not of the form"),
+        ("{broken", "not JSON"),
+        ("[1]", "not an object"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_is_named_by_its_number(tmp_path: Path, bad: Any, reason: str) -> None:
+    path = written(tmp_path / "f.jsonl", row(id="good"), bad)
+    assert refusal(path).startswith(f"benchmarks={path}: row 2: {reason}")
+
+
+def test_two_rows_with_one_id_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "f.jsonl", row(), row(id="q2"), row())
+    assert refusal(path) == f"benchmarks={path}: row 3: id 'q1' is also that of {path}: row 1"
+
+
+def test_a_row_of_medqa() -> None:
+    cells = {
+        "question": "A 21-year-old ... ", "answer": "Reassurance", "meta_info": "step2&3", "answer_idx": "C",
+        "options": {"A": "Surgery", "B": "Aspirin", "C": "Reassurance", "D": "MRI"}, "metamap_phrases": ["21 year old"],
+    }  # fmt: skip
+    assert from_medqa(7, cells) == Question("medqa-7", "A 21-year-old ...", cells["options"], "C", "step2&3", "")
+
+
+def test_a_row_of_medmcqa() -> None:
+    cells = {
+        "id": "45258d3d", "question": "Which nerve?", "opa": "Vagus", "opb": "Facial", "opc": "Optic", "opd": "Ulnar",
+        "cop": 1, "choice_type": "single", "exp": None, "subject_name": "Anatomy", "topic_name": None,
+    }  # fmt: skip
+    options = {"A": "Vagus", "B": "Facial", "C": "Optic", "D": "Ulnar"}
+    assert from_medmcqa(1, cells) == Question("45258d3d", "Which nerve?", options, "B", "Anatomy", "")
+
+
+def test_a_row_of_pubmedqa() -> None:
+    cells = {
+        "pubid": 21645374, "question": "Do mitochondria matter?", "long_answer": "...", "final_decision": "no",
+        "context": {"contexts": ["Cells die.", "We looked."], "labels": ["BACKGROUND", "RESULTS"], "meshes": ["Leaf"]},
+    }  # fmt: skip
+    options = {"A": "yes", "B": "no", "C": "maybe"}
+    context = "BACKGROUND: Cells die.\nRESULTS: We looked."
+    assert from_pubmedqa(1, cells) == Question(
+        "pubmedqa-21645374", "Do mitochondria matter?", options, "B", "", context
+    )
+
+
+def test_a_row_of_mmlu() -> None:
+    cells = {"question": "Which bone?", "subject": "anatomy", "choices": ["Ulna", "Tibia", "Rib", "Femur"], "answer": 3}
+    options = {"A": "Ulna", "B": "Tibia", "C": "Rib", "D": "Femur"}
+    assert from_mmlu(5, cells) == Question("mmlu-anatomy-5", "Which bone?", options, "D", "anatomy", "")
+
+
+def test_rows_of_mmlu_pro_are_those_on_health() -> None:
+    cells = {
+        "question_id": 6118, "question": "Which?", "options": [f"option {index}" for index in range(10)], "answer": "J",
+        "answer_index": 9, "cot_content": "", "category": "health", "src": "ori_mmlu-virology",
+    }  # fmt: skip
+    found = from_mmlu_pro_health(1, cells)
+    assert (
+        found is not None and found.id == "mmlu-pro-6118" and found.options["J"] == "option 9" and found.answer == "J"
+    )
+    assert from_mmlu_pro_health(1, cells | {"category": "law"}) is None
+
+
+def from_hub(monkeypatch: pytest.MonkeyPatch, rows: dict[str | None, list[dict[str, Any]]]) -> list[tuple[Any, ...]]:
+    """The hub holds these rows by configuration; returns what is asked of it."""
+    asked = []
+
+    def read_hub(path: str, name: str | None, *more: Any) -> Any:
+        asked.append((path, name, *more))
+        return enumerate(rows[name], 1)
+
+    monkeypatch.setattr(tasks, "read_hub", read_hub)
+    return asked
+
+
+def test_mmlu_is_asked_in_all_six_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = {"question": "q", "choices": ["a", "b", "c", "d"], "answer": 0}
+    asked = from_hub(monkeypatch, {subject: [cells | {"subject": subject}] * 2 for subject in MMLU_SUBJECTS})
+    task = read_task("mmlu_medical")
+    assert task.name == "mmlu_medical" and len(task.questions) == 12
+    assert [question.subject for question in task.questions[::2]] == list(MMLU_SUBJECTS)
+    assert asked[0] == ("cais/mmlu", "anatomy", None, ("test",), "benchmarks")
+
+
+def test_a_question_without_published_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = {"id": "x", "question": "q", "opa": "a", "opb": "b", "opc": "c", "opd": "d", "cop": -1}
+    from_hub(monkeypatch, {None: [cells]})
+    assert refusal("medmcqa") == "benchmarks=openlifescienceai/medmcqa: row 1: `cop` is -1, not an option's index"
+
+
+def test_an_unknown_verdict_of_pubmedqa_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from_hub(
+        monkeypatch, {"pqa_labeled": [{"question": "q", "context": {"contexts": []}, "final_decision": "perhaps"}]}
+    )
+    assert refusal("pubmedqa").endswith("pqa_labeled: row 1: answer 'perhaps' is not among the options A, B, C")
+
+
+@pytest.mark.parametrize("name", list(HUB))
+def test_a_hub_data_set_without_network_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("offline\nno route")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert f"benchmarks={HUB[name][0]}" in refusal(name)
+
+
+def test_permuting_options_moves_the_right_answer_along() -> None:
+    moved = permuted(SCURVY, [2, 0, 1])
+    assert moved.options == {"A": "Vitamin D", "B": "Vitamin A", "C": "Vitamin C"} and moved.answer == "C"
+    for order in ([0, 1, 2], [1, 2, 0], [2, 1, 0]):
+        other = permuted(SCURVY, order)
+        assert other.options[other.answer] == "Vitamin C" and list(other.options) == ["A", "B", "C"]
+    assert permuted(SCURVY, [0, 1, 2]) == SCURVY
+    assert permuted(permuted(SCURVY, [2, 0, 1]), [1, 2, 0]) == SCURVY
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0, 1, 1], [1, 2, 3], [0, 1, 2, 3]])
+def test_an_order_that_loses_an_option_is_refused(order: list[int]) -> None:
+    with pytest.raises(ValueError, match="no order of 3 options"):
+        permuted(SCURVY, order)
+
+
+def test_a_prompt_holds_context_question_options_and_what_to_do() -> None:
+    asked = "Which vitamin prevents scurvy?\nA. Vitamin A\nB. Vitamin C\nC. Vitamin D"
+    assert likelihood_prompt(SCURVY) == f"{asked}\n\nAnswer with the letter of the correct option."
+    with_context = replace(SCURVY, context="Sailors fell ill.")
+    assert likelihood_prompt(with_context).startswith(f"Sailors fell ill.\n\n{asked}\n\n")
+    prompt = reasoning_prompt(SCURVY)
+    assert prompt.startswith(f"{asked}\n\nThink step by step") and '"The answer is X."' in prompt
+
+
+def test_no_prompt_gives_the_answer_away() -> None:
+    for write in (likelihood_prompt, reasoning_prompt):
+        assert write(SCURVY) == write(replace(SCURVY, answer="A"))
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "subjects"),
+    [("mcq_pubmedqa_nontest", 500, 1), ("mcq_mmlu_medical_test", 1089, 6), ("mcq_medmcqa_dev_1000", 1000, 1)],
+)
+def test_the_real_benchmarks_are_read_whole(file: str, count: int, subjects: int) -> None:
+    path = SHARED / f"{file}.jsonl"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    task = read_task(str(path))
+    assert len(task.questions) == count and len({question.subject for question in task.questions}) == subjects
+    assert all(bool(question.context) == file.startswith("mcq_pubmedqa") for question in task.questions)
+    assert all(question.options[question.answer] in reasoning_prompt(question) for question in task.questions)
