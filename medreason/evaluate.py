@@ -34,6 +34,8 @@ def evaluate(config: EvaluateConfig) -> None:
     settle_hub(trained.model, trained.data)
     check_hardware(trained.model, trained.trainer)
     tasks = [chosen(read_task(name), config.limit, config.seed) for name in config.benchmarks]
+    if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
+        raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
     name = config.method.value + ("_base" if config.base else "")
     folder = Path(config.output) if config.output else run / "evaluation" / name
     check_against(config.against)

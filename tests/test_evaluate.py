@@ -97,6 +97,7 @@ def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, quest
     [
         (["run=nowhere"], "run=nowhere: no config.yaml there"),
         (["benchmarks=[medqaa]"], "medqa"),
+        (["benchmarks=[{questions},{questions}]"], "benchmarks: two of them are called quiz"),
         (["benchmarks=[]"], "benchmarks must name at least one"),
         (["against=nowhere"], "against=nowhere: no evaluation there"),
         (["limits=3"], "limits: no such setting (did you mean limit?)"),
@@ -104,7 +105,7 @@ def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, quest
     ],
 )
 def test_a_mistake_is_one_line(run: Path, questions: Path, overrides: list[str], said: str) -> None:
-    given = [one.format(run=run) for one in overrides]
+    given = [one.format(run=run, questions=questions) for one in overrides]
     told = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]", *given)
     assert told.returncode == 2, told.stderr[-2000:]
     assert said in told.stderr.splitlines()[-1]
