@@ -110,3 +110,8 @@ def test_a_mistake_is_one_line(run: Path, questions: Path, overrides: list[str],
     assert told.returncode == 2, told.stderr[-2000:]
     assert said in told.stderr.splitlines()[-1]
     assert len(told.stderr.splitlines()) == 1
+
+
+def test_a_setting_that_must_be_given_is_asked_for() -> None:
+    told = run_command("evaluate")
+    assert (told.returncode, told.stderr) == (2, "medreason.evaluate: run must be given: run=VALUE\n")
