@@ -135,7 +135,7 @@ def explain(error: BaseException, schema: type) -> str:
     wrong = re.search(r"full_key: ([\w.]+)", message) or re.search(r"override '([\w.]+)'", message)
     if wrong and ("not in" in message or "Could not override" in message):
         return unknown_setting(wrong[1], schema)
-    if missing := re.search(r"issing mandatory value.*full_key: ([\w.]+)", message):
+    if missing := re.search(r"issing mandatory value.*full_key: ([^\s;]+)", message):
         return f"{missing[1]} must be given: {missing[1]}=VALUE"
     return message.replace(":;", ":").removesuffix(";")
 

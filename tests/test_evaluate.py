@@ -62,6 +62,11 @@ def test_a_run_is_evaluated_and_compared_with_its_base(run: Path, questions: Pat
     assert scores(run, "likelihood")["differences"]["quiz"]["questions"] == 12
     assert "no significant difference" in said.stdout.lower()
     assert (run / "evaluation" / "likelihood" / "scores.png").stat().st_size > 5000
+    mixed = run_command(
+        "evaluate", f"run={run}", f"benchmarks=[{questions}]", f"output={run}/evaluation/likelihood_base"
+    )
+    assert mixed.returncode == 2
+    assert "holds answers with base=True, not False; give another output=DIR" in mixed.stderr
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(run: Path, questions: Path) -> None:
@@ -101,11 +106,10 @@ def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, quest
         (["benchmarks=[]"], "benchmarks must name at least one"),
         (["against=nowhere"], "against=nowhere: no evaluation there"),
         (["limits=3"], "limits: no such setting (did you mean limit?)"),
-        (["output={run}/evaluation/likelihood_base"], "holds answers with base=True, not False"),
     ],
 )
 def test_a_mistake_is_one_line(run: Path, questions: Path, overrides: list[str], said: str) -> None:
-    given = [one.format(run=run, questions=questions) for one in overrides]
+    given = [one.format(questions=questions) for one in overrides]
     told = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]", *given)
     assert told.returncode == 2, told.stderr[-2000:]
     assert said in told.stderr.splitlines()[-1]
