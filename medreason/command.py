@@ -46,9 +46,9 @@ class NamedRuns(SearchPathPlugin):
 
 def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> None:
     """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
-    from medreason import sweeper  # it uses this module
-
     if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
+        from medreason import sweeper  # it uses this module
+
         Plugins.instance().register(NamedRuns)
         sweeper.register()
     ConfigStore.instance().store(name="schema", node=schema)

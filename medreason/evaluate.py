@@ -8,6 +8,8 @@ RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/scores.py)
 """
 
 import json
+import math
+import os
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -111,13 +113,16 @@ def read_records(path: Path, task: Task | None = None) -> list[dict[str, Any]]:
     return [by_id[question.id] for question in task.questions if question.id in by_id]
 
 
+def drop_cut_line(path: Path) -> None:
+    """Takes away a last line that a kill has cut."""
+    if path.is_file():
+        kept = path.read_bytes().rpartition(b"\n")
+        os.truncate(path, len(kept[0]) + len(kept[1]))
+
+
 def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Adds lines to a file, in place of a last one that a kill has cut."""
-    with path.open("ab+") as file:
-        file.seek(0)
-        whole = file.read().rpartition(b"\n")
-        file.truncate(len(whole[0]) + len(whole[1]))
-        file.writelines((json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records)
+    with path.open("a") as file:
+        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def answer_all(
@@ -135,6 +140,7 @@ def answer_all(
     for name, questions in left.items():
         # of like length together; written down often enough that little is lost
         questions.sort(key=lambda question: len(question.question) + len(question.context))
+        drop_cut_line(folder / f"{name}.jsonl")
         portion = config.batch * (8 if config.method is Method.likelihood else 1)
         for start in range(0, len(questions), portion):
             records = answer(model, tokenizer, questions[start : start + portion], config, trained)
@@ -146,8 +152,6 @@ def by_likelihood(
     model: Any, tokenizer: Any, questions: Sequence[Question], config: EvaluateConfig, trained: TrainConfig
 ) -> list[dict[str, Any]]:
     """Records with the probability of each letter, right after the prompt."""
-    import math
-
     from medreason.likelihood import option_logprobs
     from medreason.prompts import prompt_text
     from medreason.tasks import likelihood_prompt

@@ -24,7 +24,7 @@ from medreason.config import ConfigError, Format, ModelConfig, Precision, RunFai
 from medreason.gguf_export import find_tools, write_gguf
 from medreason.preflight import check_hub_model, check_model_path, hub_answers, on_hub
 from medreason.progress import say
-from medreason.run_directory import read_metrics, write_json
+from medreason.run_directory import tokens_trained, write_json
 from medreason.sweep_results import look_up, read_mapping
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def export(run: Run, kind: str, quantization: str, output: Path, *, questions: i
             config=run.config,
             record=read_mapping(run.folder / "run.json")[0],
             corpus=read_mapping(run.folder / "data.json")[0],
-            tokens=tokens_trained(run.folder),
+            tokens=tokens_trained(run.folder) or None,
             parity=parity.rows(),
             quantization=quantization if kind == "gguf" else None,
         )
@@ -141,15 +141,6 @@ def questions_of(folder: Path, count: int) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError):
         held_out = []
     return held_out + [case.question for case in generate_cases(count, seed=CASES_SEED)][: count - len(held_out)]
-
-
-def tokens_trained(folder: Path) -> int | None:
-    """What metrics.csv counted last."""
-    try:
-        counted = [row["train/tokens"] for row in read_metrics(folder / "metrics.csv") if "train/tokens" in row]
-    except (OSError, ValueError):
-        return None
-    return int(counted[-1]) if counted else None
 
 
 def write_checked(

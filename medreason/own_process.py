@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from medreason.progress import say
@@ -68,11 +68,11 @@ def carry_out(
         if libc is not None:
             libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: were we killed, it would train on with nobody to tell
 
-    with open(log, "ab") if log else open(os.devnull, "wb") as output:  # noqa: PTH123
+    with log.open("ab") if log else nullcontext() as output:
         process = subprocess.Popen(
             command,
-            stdout=output if log else None,
-            stderr=output if log else None,
+            stdout=output,
+            stderr=output,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             pass_fds=[held] if held is not None else [],
             preexec_fn=die_with_parent,

@@ -177,6 +177,15 @@ def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], 
     return [step for step, _ in points], [value for _, value in points]
 
 
+def tokens_trained(run: Path) -> int:
+    """Tokens that a run has trained on, as its metrics.csv counts them; 0 while that cannot be read."""
+    try:
+        _, counts = series(read_metrics(run / "metrics.csv"), "train/tokens")
+    except (OSError, ValueError):  # a number half written
+        return 0
+    return int(counts[-1]) if counts else 0
+
+
 def draw_curves(run: Path) -> Path:
     """RUN/curves.png from RUN/metrics.csv: loss and held-out loss above, learning rate and gradient norm below."""
     import matplotlib

@@ -23,7 +23,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
-from medreason.run_directory import read_json, read_metrics, series, write_json
+from medreason.run_directory import read_json, tokens_trained, write_json
 from medreason.space import size
 
 # a trial to carry out next; None: nothing is left to try
@@ -173,9 +173,3 @@ def spent(search: SearchConfig, study: optuna.Study, folder: Path, hours: float)
         ("hours", search.hours, hours),
     )
     return next((f"{limit:,} {name}" for name, limit, used in budgets if limit and used >= limit), None)
-
-
-def tokens_trained(run: Path) -> int:
-    """Tokens that a run has trained on, as its metrics.csv counts them."""
-    _, counts = series(read_metrics(run / "metrics.csv"), "train/tokens")
-    return int(counts[-1]) if counts else 0

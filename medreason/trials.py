@@ -196,7 +196,7 @@ def best_trials(folder: Path, top: int) -> dict[int, tuple[list[str], dict[str, 
         for run in folder.iterdir()
         if run.name.isdigit()
         and (record := read_json(run / "run.json")).get("status") == "finished"
-        and math.isfinite(record["results"]["monitored"])
+        and math.isfinite(record["results"].get("monitored", math.nan))
     )
     if not found:
         raise ConfigError(f"hydra.sweeper.sweep={folder}: no finished trial in it")

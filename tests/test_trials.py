@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
 from medreason.own_process import claim
-from medreason.run_directory import read_json, write_json
+from medreason.run_directory import read_json, tokens_trained, write_json
 from medreason.space import override, read_space
 from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
 from medreason.trials import best_trials, carry_out_trials
@@ -197,3 +197,8 @@ def test_the_best_trials_of_a_folder_come_best_first_with_what_repeats_them(tmp_
     assert [one for one in overrides if one.startswith("lora.r=")] == [f"lora.r={swept['lora.r']}"]
     with pytest.raises(ConfigError, match="no such folder"):
         best_trials(tmp_path / "none", 3)
+
+
+def test_a_number_half_written_by_a_running_trial_does_not_end_the_sweep(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,train/tokens\n0,1,400.0\n0,2,8e")
+    assert tokens_trained(tmp_path) == 0
