@@ -68,6 +68,9 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
     except (ConfigError, RunFailed, HydraException, OmegaConfBaseException) as error:
         refuse(name, composition_error(name) if "requires --multirun" in str(error) else error, schema)
+    except KeyboardInterrupt:
+        print(f"\nmedreason.{name}: stopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def composition_error(name: str) -> Exception:

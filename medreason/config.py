@@ -25,12 +25,21 @@ class Precision(Enum):
     nf4 = "nf4"  # 4-bit NormalFloat, double quantisation (bitsandbytes)
     int8 = "int8"  # LLM.int8 (bitsandbytes), GPU only
     half = "half"  # 16-bit; 32-bit on a CPU without fast bf16 instructions
+    fp8 = "fp8"  # 8-bit float, multiplied as such: the fast engine (medreason/compiled.py)
+    bf16 = "bf16"  # 16-bit, the fast engine
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the fast engine trains it, not Unsloth."""
+        return self in (Precision.fp8, Precision.bf16)
 
 
 class Recompute(Enum):
     """Activations: kept for the backward pass, recomputed, or recomputed with Unsloth's offload to host memory."""
 
+    auto = "auto"  # the least that the GPU's memory allows (medreason/memory.py)
     none = "none"
+    selective = "selective"  # attention's are kept, all others recomputed; the fast engine alone has it
     full = "full"
     unsloth = "unsloth"
 
@@ -109,6 +118,36 @@ class Method(Enum):
 
     likelihood = "likelihood"  # the option letter with the highest probability; no text is written
     generate = "generate"  # the model reasons and answers; the letter is read from its answer
+
+
+class Batching(Enum):
+    """How written answers share the GPU."""
+
+    static = "static"  # batches that last as long as their longest answer
+    continuous = "continuous"  # the next question takes the place of an answer that has ended; weights in 16 bits
+
+
+class ExportFormat(Enum):
+    """What an export holds (medreason/export.py)."""
+
+    adapter = "adapter"  # LoRA alone, in PEFT's format
+    merged = "merged"  # 16-bit weights with LoRA added into them
+    gguf = "gguf"  # for llama.cpp and Ollama
+
+
+class Quantization(Enum):
+    """How llama.cpp keeps the weights of a GGUF file."""
+
+    f16 = "f16"
+    q8_0 = "q8_0"
+    q4_k_m = "q4_k_m"
+
+
+class Engine(Enum):
+    """What answers behind medreason.serve."""
+
+    transformers = "transformers"
+    vllm = "vllm"
 
 
 class LoggerKind(Enum):
@@ -280,9 +319,11 @@ class TrainerConfig:
     rows_per_batch: int  # packed rows in one forward pass
     accumulate: int  # forward passes per optimizer step
     recompute: Recompute
+    memory_gib: float | None  # the most of a GPU's memory that each process may take; null: all that is free
     validate_every_steps: int  # optimizer steps between validations
     checkpoint_every_steps: int  # optimizer steps between resumable checkpoints
-    answer_questions: int  # held-out questions answered before and after training; 0: none
+    answer_questions: int  # held-out questions answered before, during and after training; 0: none
+    answer_share: float  # of the time of training, the most that answering at validations may take; 0: none there
     answer_batch: int  # questions answered at once
     max_answer_tokens: int
 
@@ -296,9 +337,11 @@ class TrainerConfig:
         )
         check(self.max_epochs > 0, "trainer.max_epochs", "be positive", self.max_epochs)
         check(self.max_steps == -1 or self.max_steps > 0, "trainer.max_steps", "be positive or -1", self.max_steps)
+        check(self.memory_gib is None or self.memory_gib > 0, "trainer.memory_gib", "be positive", self.memory_gib)
         for name in ("devices", "rows_per_batch", "accumulate", "validate_every_steps", "checkpoint_every_steps"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
         check(self.answer_questions >= 0, "trainer.answer_questions", "not be negative", self.answer_questions)
+        check(0 <= self.answer_share < 1, "trainer.answer_share", "be in [0, 1)", self.answer_share)
         for name in ("answer_batch", "max_answer_tokens"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
 
@@ -311,6 +354,7 @@ class LoggerConfig:
     tags: list[str]
 
 
+DECODER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # Llama's and Mistral's
 MONITORED = ("val/loss", "train/loss")  # what the Finetuner logs and a checkpoint can be picked by
 
 
@@ -328,6 +372,23 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.monitor in MONITORED, "monitor", f"be one of {', '.join(MONITORED)}", self.monitor)
+        self.check_engine()
+
+    def check_engine(self) -> None:
+        """Raises ConfigError for what the engine that goes with the precision does not have."""
+        recompute, precision = self.trainer.recompute, self.model.precision
+        if not precision.compiled:
+            known = recompute is not Recompute.selective
+            check(known, "trainer.recompute", "be auto, none, full or unsloth with nf4, int8, half", recompute.value)
+            return
+        known = recompute is not Recompute.unsloth
+        check(known, "trainer.recompute", "be auto, none, selective or full with fp8 or bf16", recompute.value)
+        instead = "be {} with model.precision=fp8 or bf16 (nf4, int8 and half have it)"
+        check(not self.lora.dora, "lora.dora", instead.format("false"), self.lora.dora)
+        check(not self.lora.dropout, "lora.dropout", instead.format("0"), self.lora.dropout)
+        unknown = [one for one in self.lora.target_modules if one not in DECODER_LINEARS]
+        rule = f"be of {', '.join(DECODER_LINEARS)} with model.precision=fp8 or bf16"
+        check(not unknown, "lora.target_modules", rule, unknown)
 
 
 @dataclass
@@ -338,8 +399,12 @@ class EvaluateConfig:
     benchmarks: list[str]  # names (medreason/tasks.py) or files of their form
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`
-    batch: int  # questions answered at once
+    batch: int  # questions answered at once, where answers do not leave as they end
     max_new_tokens: int  # with method=generate
+    samples: int  # with method=generate: answers to each question, of which the most frequent counts
+    temperature: float  # of samples; a single answer is greedy
+    orders: int  # orders of the options in which a question is asked; its letters' places are then no hint
+    batching: Batching | None  # with method=generate; null: continuous on a GPU
     against: str | None  # folder of another evaluation, compared question by question
     output: str | None  # null: RUN/evaluation/METHOD, or METHOD_base
     seed: int
@@ -348,8 +413,61 @@ class EvaluateConfig:
         check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
         check(bool(self.benchmarks), "benchmarks", "name at least one (benchmarks=[medqa])", [])
         check(self.limit is None or self.limit > 0, "limit", "be positive or null", self.limit)
-        for name in ("batch", "max_new_tokens"):
+        for name in ("batch", "max_new_tokens", "samples", "orders"):
             check(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        check(self.temperature > 0, "temperature", "be positive", self.temperature)
+        written = self.method is Method.generate
+        check(written or self.samples == 1, "samples", "be 1 where nothing is written (method=generate)", self.samples)
+
+
+@dataclass
+class ExportConfig:
+    run: str  # a run directory
+    format: ExportFormat
+    quantization: Quantization | None  # of format=gguf; null: q8_0
+    output: str | None  # a new folder; null: RUN/export_FORMAT
+    questions: int  # asked of the adapter on its base and of the export
+    max_new_tokens: int  # of each answer
+
+    def __post_init__(self) -> None:
+        check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
+        if self.format is not ExportFormat.gguf:
+            kind = f"be null with format={self.format.value}: only format=gguf has one"
+            check(self.quantization is None, "quantization", kind, self.quantization and self.quantization.value)
+        for name in ("questions", "max_new_tokens"):
+            check(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+
+
+@dataclass
+class ChatConfig:
+    run: str  # a run directory
+    base: bool  # talk to the model as it was before the run
+    precision: Precision | None  # of the base; null: as the run had it
+    page: bool  # a web page instead of the terminal
+    host: str  # that the page listens on
+    port: int
+    max_new_tokens: int  # of an answer, reasoning included
+    temperature: float  # 0: always the likeliest token
+
+    def __post_init__(self) -> None:
+        check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
+        check(0 < self.port < 65536, "port", "be in 1 to 65535", self.port)
+        check(self.max_new_tokens > 0, "max_new_tokens", "be positive", self.max_new_tokens)
+        check(self.temperature >= 0, "temperature", "not be negative", self.temperature)
+
+
+@dataclass
+class ServeConfig:
+    run: str | None  # a run directory: its export_merged is served, and made where there is none
+    weights: str | None  # the folder of a merged export, in place of a run
+    engine: Engine
+    host: str
+    port: int
+
+    def __post_init__(self) -> None:
+        rule = "name a run directory (run=DIR), or weights=DIR an export, not both"
+        check(bool(self.run) != bool(self.weights), "run", rule, self.run)
+        check(0 < self.port < 65536, "port", "be in 1 to 65535", self.port)
 
 
 @dataclass

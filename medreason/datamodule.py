@@ -3,6 +3,7 @@
 Split --documents--> tokens --fit, packing--> rows --PackedLoader--> PackedBatch
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -77,6 +78,7 @@ class PackedLoader:
         self.rows_per_batch, self.accumulate, self.seed = rows_per_batch, accumulate, seed
         self.process, self.processes, self.fingerprint = process, processes, fingerprint
         self.epoch = self.next_batch = 0
+        self.seconds = 0.0  # spent on making batches, which training waited for
 
     def __len__(self) -> int:
         return -(-len(self.rows) // (self.rows_per_batch * self.processes))
@@ -86,7 +88,9 @@ class PackedLoader:
             self.epoch, self.next_batch = self.epoch + 1, 0
         order = self.order(self.epoch)
         while self.next_batch < len(self):
+            began = time.perf_counter()
             batch = self.batch(order, self.next_batch)
+            self.seconds += time.perf_counter() - began
             self.next_batch += 1  # before the yield: a checkpoint during the step names the batch after it
             yield batch
 

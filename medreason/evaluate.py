@@ -8,59 +8,101 @@ RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/scores.py)
 """
 
 import json
-import math
 import os
 import random
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medreason.command import command
-from medreason.config import ConfigError, EvaluateConfig, Method, TrainConfig
+from medreason.config import Batching, ConfigError, EvaluateConfig, Method, TrainConfig
+from medreason.corpus import Split, read_split
 from medreason.preflight import check_hardware, check_model_path, settle_hub
 from medreason.progress import quieten, say
-from medreason.run_directory import provenance, read_json, run_config, write_json
+from medreason.run_directory import answering_config, provenance, read_json, write_json
+from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training
+from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
-from medreason.tasks import Question, Task, read_task
+from medreason.tasks import Kind, Question, Task, read_task
+from medreason.wandb_runs import log_scores
+
+SAID_EVERY_SECONDS = 5.0
 
 
 def evaluate(config: EvaluateConfig) -> None:
     run = Path(config.run)
-    trained = run_config(run)
-    if config.precision is not None:
-        trained.model = replace(trained.model, precision=config.precision)
-    if not config.base and not (run / "adapter" / "adapter_config.json").is_file():
-        raise ConfigError(f"run={run}: no adapter/ in it: it has not finished; base=true evaluates the model before it")
+    trained = answering_config(run, base=config.base, precision=config.precision)
+    check_against(config.against)
     check_model_path(trained.model)
     settle_hub(trained.model, trained.data)
     check_hardware(trained.model, trained.trainer)
-    tasks = [chosen(read_task(name), config.limit, config.seed) for name in config.benchmarks]
+    if "clinical_cases" in config.benchmarks and config.method is Method.likelihood:
+        raise ConfigError("benchmarks=clinical_cases: its answers have no letters; set method=generate")
+    found_tasks = {name: read_task(name) for name in config.benchmarks if name not in RUN_TASKS}
+    own = [name for name in config.benchmarks if name in RUN_TASKS]
+    split: Split | None
+    if own:
+        split = read_split(trained.data, say)
+        found_tasks |= {name: run_task(name, split) for name in own}
+    else:
+        split = rows_if_there(trained)
+    tasks = [chosen(found_tasks[name], config.limit, config.seed) for name in config.benchmarks]
     if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
+    batching = config.batching or default_batching()
     name = config.method.value + ("_base" if config.base else "")
     folder = Path(config.output) if config.output else run / "evaluation" / name
-    check_against(config.against)
-    what = identity(config, trained)
+    what = identity(config, trained, batching)
     left = {task.name: unanswered(task, folder, what) for task in tasks}
     for task in tasks:
         say(f"{task.name}: {len(task.questions):,} questions, {len(left[task.name]):,} to answer")
+    seen = shared_with_training(tasks, split)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluation.json", what | {"tasks": {task.name: task.fingerprint for task in tasks}})
+    kinds = {task.name: task.kind for task in tasks}
     if any(left.values()):
-        answer_all(config, trained, run, folder, left)
+        answer_all(config, trained, run, folder, {name: (kinds[name], some) for name, some in left.items()}, batching)
     found = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
     scores: dict[str, Any] = {
         "provenance": provenance(),
         "evaluated": what,
-        "scores": {name: summarize(records) for name, records in found.items()},
+        "scores": {name: summarize(records, seen.get(name, set())) for name, records in found.items()},
+        "seen_in_training": {name: sorted(ids) for name, ids in seen.items()} if split else None,
         "against": config.against,
         "differences": differences(found, config.against),
     }
     write_json(folder / "scores.json", scores)
     draw(scores["scores"], folder / "scores.png")
+    log_scores(trained, run, folder.name, scores["scores"])
     show(scores)
     print(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png")
+
+
+def rows_if_there(trained: TrainConfig) -> Split | None:
+    """The rows that a run learned from and held out; None where they are gone."""
+    try:
+        return read_split(trained.data, say)
+    except (ConfigError, OSError) as error:
+        say(f"not compared with the training rows: {error}")
+        return None
+
+
+def shared_with_training(tasks: Sequence[Task], split: Split | None) -> dict[str, set[str]]:
+    """Of each benchmark of letters the questions that share text with what the run learned from."""
+    compared = [task for task in tasks if task.kind is Kind.choice]
+    if split is None or not compared:
+        return {}
+    examples = learned(split)
+    say(f"comparing {sum(len(task.questions) for task in compared):,} questions with {len(examples):,} training rows")
+    return {task.name: seen_in_training(task, examples) for task in compared}
+
+
+def default_batching() -> Batching:
+    import torch
+
+    return Batching.continuous if torch.cuda.is_available() else Batching.static
 
 
 def chosen(task: Task, limit: int | None, seed: int) -> Task:
@@ -71,8 +113,9 @@ def chosen(task: Task, limit: int | None, seed: int) -> Task:
     return replace(task, questions=tuple(task.questions[index] for index in drawn))
 
 
-def identity(config: EvaluateConfig, trained: TrainConfig) -> dict[str, Any]:
+def identity(config: EvaluateConfig, trained: TrainConfig, batching: Batching) -> dict[str, Any]:
     """What answers depend on: answers of anything else must not be mixed with them."""
+    written = config.method is Method.generate
     return {
         "run": str(Path(config.run).resolve()),
         "base": config.base,
@@ -80,7 +123,11 @@ def identity(config: EvaluateConfig, trained: TrainConfig) -> dict[str, Any]:
         "precision": trained.model.precision.value,
         "method": config.method.value,
         "format": trained.data.format.value,
-        "max_new_tokens": config.max_new_tokens if config.method is Method.generate else None,
+        "orders": config.orders,
+        "max_new_tokens": config.max_new_tokens if written else None,
+        "batching": batching.value if written else None,
+        "samples": config.samples if written else None,
+        "temperature": config.temperature if config.samples > 1 else None,
     }
 
 
@@ -126,84 +173,84 @@ def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def answer_all(
-    config: EvaluateConfig, trained: TrainConfig, run: Path, folder: Path, left: dict[str, list[Question]]
+    config: EvaluateConfig,
+    trained: TrainConfig,
+    run: Path,
+    folder: Path,
+    left: dict[str, tuple[Kind, list[Question]]],
+    batching: Batching,
 ) -> None:
-    """Loads the model and answers what is left, a few batches at a time."""
-    say("importing Unsloth (10 to 30 seconds)")
-    from medreason.model import import_unsloth, load_tokenizer, load_trained
+    """Loads the model and answers what is left; each record is in its file before the next one."""
+    adapter = None if config.base else run / "adapter"
+    continuous = config.method is Method.generate and batching is Batching.continuous
+    if continuous:
+        say("importing transformers")
+        from medreason.continuous import load_merged
+        from medreason.model import load_tokenizer
 
-    import_unsloth()
-    quieten()
-    tokenizer = load_tokenizer(trained.model)
-    model = load_trained(trained, None if config.base else run / "adapter")
-    answer = {Method.likelihood: by_likelihood, Method.generate: by_generation}[config.method]
-    for name, questions in left.items():
-        # of like length together; written down often enough that little is lost
+        quieten()
+        model, tokenizer = load_merged(trained, adapter), load_tokenizer(trained.model)
+    else:
+        from medreason.generate import widen
+        from medreason.model import import_unsloth, load_tokenizer, load_trained
+
+        if not trained.model.precision.compiled:
+            say("importing Unsloth (10 to 30 seconds)")
+            import_unsloth()
+        quieten()
+        model, tokenizer = load_trained(trained, adapter), load_tokenizer(trained.model)
+        if config.method is Method.generate:
+            widen(model, trained.model.precision)
+    import torch
+
+    torch.manual_seed(config.seed)
+    for name, (kind, questions) in left.items():
+        # of like length together, so that little is padded
         questions.sort(key=lambda question: len(question.question) + len(question.context))
         drop_cut_line(folder / f"{name}.jsonl")
-        portion = config.batch * (8 if config.method is Method.likelihood else 1)
-        for start in range(0, len(questions), portion):
-            records = answer(model, tokenizer, questions[start : start + portion], config, trained)
-            append_records(folder / f"{name}.jsonl", records)
-            say(f"{name}: {min(start + portion, len(questions)):,} of {len(questions):,}")
+        records = answers(config, trained, model, tokenizer, kind, questions, continuous=continuous)
+        said = time.monotonic()
+        for done, record in enumerate(records, 1):
+            append_records(folder / f"{name}.jsonl", [record])
+            if time.monotonic() - said > SAID_EVERY_SECONDS or done == len(questions):
+                said = time.monotonic()
+                say(f"{name}: {done:,} of {len(questions):,}")
 
 
-def by_likelihood(
-    model: Any, tokenizer: Any, questions: Sequence[Question], config: EvaluateConfig, trained: TrainConfig
-) -> list[dict[str, Any]]:
-    """Records with the probability of each letter, right after the prompt."""
-    from medreason.likelihood import option_logprobs
-    from medreason.prompts import prompt_text
-    from medreason.tasks import likelihood_prompt
+def answers(
+    config: EvaluateConfig,
+    trained: TrainConfig,
+    model: Any,
+    tokenizer: Any,
+    kind: Kind,
+    questions: Sequence[Question],
+    *,
+    continuous: bool,
+) -> Iterator[dict[str, Any]]:
+    """Records of these questions by the method asked for, as they come."""
+    from medreason.answering import by_likelihood, by_loss, by_writing
+    from medreason.generate import write_in_batches
 
-    prompts = [prompt_text(tokenizer, likelihood_prompt(question), trained.data.format) for question in questions]
-    letters = [list(question.options) for question in questions]
-    found = option_logprobs(model, tokenizer, prompts, letters, batch_size=config.batch)
-    records = []
-    for question, prompt, options, logprobs in zip(questions, prompts, letters, found, strict=True):
-        top = max(logprobs)
-        shares = [math.exp(value - top) for value in logprobs]
-        probabilities = {letter: share / sum(shares) for letter, share in zip(options, shares, strict=True)}
-        choice = max(probabilities, key=probabilities.__getitem__)
-        records.append(record(question, prompt, "", choice) | {"probabilities": probabilities})
-    return records
+    style, size = trained.data.format, config.batch
+    if config.method is Method.likelihood and kind is Kind.open:
+        return by_loss(model, tokenizer, questions, style, batch_size=size)
+    if config.method is Method.likelihood:
+        return by_likelihood(model, tokenizer, questions, style, orders=config.orders, batch_size=size)
+    temperature = config.temperature if config.samples > 1 else 0.0
 
+    def write(prompts: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        limit = config.max_new_tokens
+        if continuous:
+            from medreason.continuous import write_continuously
 
-def by_generation(
-    model: Any, tokenizer: Any, questions: Sequence[Question], config: EvaluateConfig, trained: TrainConfig
-) -> list[dict[str, Any]]:
-    """Records with what the model wrote, and the letters read from it by either rule."""
-    from medreason.answers import huatuo_choice, strict_choice
-    from medreason.generate import generate_answers
-    from medreason.prompts import parse_answer, prompt_text
-    from medreason.tasks import reasoning_prompt
-
-    style = trained.data.format
-    asked = [reasoning_prompt(question) for question in questions]
-    written = generate_answers(
-        model, tokenizer, asked, style, max_new_tokens=config.max_new_tokens, batch_size=config.batch
-    )
-    records = []
-    for question, text, prompt in zip(questions, written, asked, strict=True):
-        choice = strict_choice(parse_answer(text, style).answer, question.options)
-        cut = len(tokenizer(text, add_special_tokens=False).input_ids) >= config.max_new_tokens - 1
-        records.append(
-            record(question, prompt_text(tokenizer, prompt, style), text, choice)
-            | {"huatuo": huatuo_choice(text, question.options), "cut": cut}
+            return write_continuously(
+                model, tokenizer, prompts, max_new_tokens=limit, temperature=temperature, seed=config.seed
+            )
+        return write_in_batches(
+            model, tokenizer, prompts, max_new_tokens=limit, batch_size=size, temperature=temperature
         )
-    return records
 
-
-def record(question: Question, prompt: str, text: str, choice: str | None) -> dict[str, Any]:
-    return {
-        "id": question.id,
-        "subject": question.subject,
-        "gold": question.answer,
-        "prompt": prompt,
-        "text": text,
-        "choice": choice,
-        "cut": False,
-    }
+    return by_writing(write, tokenizer, questions, kind, style, orders=config.orders, samples=config.samples)
 
 
 def check_against(against: str | None) -> None:
@@ -218,52 +265,6 @@ def differences(found: dict[str, list[dict[str, Any]]], against: str | None) -> 
         return {}
     pairs = {name: compare(records, read_records(Path(against) / f"{name}.jsonl")) for name, records in found.items()}
     return {name: pair for name, pair in pairs.items() if pair is not None}
-
-
-def show(scores: dict[str, Any]) -> None:
-    """Prints the table, and what the comparison says."""
-    from rich.console import Console
-    from rich.table import Table
-
-    huatuo = any("huatuo" in score for score in scores["scores"].values())
-    table = Table("benchmark", "questions", "accuracy", "95% interval", "no answer", "cut")
-    if huatuo:
-        table.add_column("HuatuoGPT rule")
-    for name, score in scores["scores"].items():
-        low, high = score["interval"]
-        cells = [name, f"{score['questions']:,}", f"{score['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]
-        cells += [str(score["no_answer"]), str(score["cut"])]
-        table.add_row(*cells, *([f"{score['huatuo']['accuracy']:.1%}"] if huatuo else []))
-    console = Console(highlight=False)
-    console.print(table)
-    for name, pair in scores["differences"].items():
-        console.print(f"{name}, against {scores['against']}: {pair['in_words']}", soft_wrap=True)
-
-
-def draw(scores: dict[str, Any], path: Path) -> None:
-    """A point with its interval for each benchmark, and for each of its subjects where there are several."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = []
-    for name, score in scores.items():
-        rows.append((name, score, True))
-        if len(score["subjects"]) > 1:
-            rows += [(f"{subject or 'other'}", part, False) for subject, part in score["subjects"].items()]
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(rows)), layout="constrained")
-    for place, (_, score, whole) in enumerate(rows):
-        low, high = score["interval"]
-        colour = "#2c5a8c" if whole else "#8fa8c0"
-        axes.plot([100 * low, 100 * high], [place, place], color=colour, lw=2.5 if whole else 1.5)
-        axes.plot([100 * score["accuracy"]], [place], "o", color=colour, ms=7 if whole else 4)
-    axes.set_yticks(range(len(rows)), [f"{name} ({score['questions']:,})" for name, score, _ in rows])
-    axes.invert_yaxis()
-    axes.set(xlabel="questions answered correctly, % (95% interval)", xlim=(0, 100))
-    axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def main() -> None:

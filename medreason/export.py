@@ -1,4 +1,4 @@
-"""python -m medreason.export RUN --format adapter|merged|gguf: a run's model in a folder of its own, checked.
+"""python -m medreason.export run=DIR format=adapter|merged|gguf: a run's model in a folder of its own, checked.
 
     adapter   RUN/adapter as it is: LoRA in PEFT's format, tokenizer
     merged    base in the type its weights are stored in (never 4-bit) + LoRA --merge--> safetensors, tokenizer
@@ -8,20 +8,28 @@ Each answers questions beside the adapter on its base (parity.py) and gets a mod
 whole, or not at all.
 """
 
-import argparse
 import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medreason.config import ConfigError, Format, ModelConfig, Precision, RunFailed
-from medreason.gguf_export import find_tools, write_gguf
+from medreason.command import command
+from medreason.config import (
+    ConfigError,
+    ExportConfig,
+    ExportFormat,
+    Format,
+    ModelConfig,
+    Precision,
+    Quantization,
+    RunFailed,
+)
+from medreason.gguf_export import check_weights, find_tools, write_gguf
 from medreason.preflight import check_hub_model, check_model_path, hub_answers, on_hub
 from medreason.progress import say
 from medreason.run_directory import tokens_trained, write_json
@@ -30,9 +38,21 @@ from medreason.sweep_results import look_up, read_mapping
 if TYPE_CHECKING:
     from medreason.parity import Parity
 
-FORMATS = ("adapter", "merged", "gguf")
-QUANTIZATIONS = ("f16", "q8_0", "q4_k_m")
 CASES_SEED = 20  # of questions beyond those of the run's own samples.json
+
+
+def export(config: ExportConfig) -> None:
+    kind, quantization = config.format, config.quantization or Quantization.q8_0
+    suffix = f"_{quantization.value}" if kind is ExportFormat.gguf else ""
+    output = Path(config.output) if config.output else Path(config.run) / f"export_{kind.value}{suffix}"
+    try:
+        run = read_run(Path(config.run))
+        check_base(run.model)
+        write_export(run, kind, quantization, output, questions=config.questions, max_new_tokens=config.max_new_tokens)
+    except (ConfigError, RunFailed, OSError) as error:
+        wrong = RunFailed if isinstance(error, RunFailed) else ConfigError
+        raise wrong(f"run={config.run}: {error}") from error
+    say(f"exported: {output}")
 
 
 @dataclass(frozen=True)
@@ -81,9 +101,12 @@ def check_base(model: ModelConfig) -> None:
         raise ConfigError(f"model.path={model.path} holds quantised weights; an export needs the 16-bit base")
 
 
-def export(run: Run, kind: str, quantization: str, output: Path, *, questions: int, max_new_tokens: int) -> "Parity":
+def write_export(
+    run: Run, kind: ExportFormat, quantization: Quantization, output: Path, *, questions: int, max_new_tokens: int
+) -> "Parity":
     """Writes the folder `output`. Raises RunFailed for an export that does not answer as its adapter does."""
-    tools = find_tools(quantization) if kind == "gguf" else None
+    packed = quantization.value
+    tools = find_tools(packed) if kind is ExportFormat.gguf else None
     with whole_folder(output) as draft:
         say("importing transformers and PEFT")
         from transformers import AutoTokenizer
@@ -93,24 +116,29 @@ def export(run: Run, kind: str, quantization: str, output: Path, *, questions: i
 
         tokenizer: Any = AutoTokenizer.from_pretrained(run.adapter)
         prompts = [prompt_text(tokenizer, question, run.style) for question in questions_of(run.folder, questions)]
-        weights = draft / "merged" if kind == "gguf" else draft
+        weights = draft / "merged" if tools else draft
+        checked: list[tuple[str, str]] = []  # of the GGUF's weights
         parity = write_checked(run, kind, weights, tokenizer, prompts, max_new_tokens)
         if tools is not None:
             name = run.folder.resolve().name
-            write_gguf(
-                tools, weights, draft / f"{name}-{quantization}.gguf", quantization, tokenizer, run.model, run.style
-            )
+            write_gguf(tools, weights, draft / f"{name}-{packed}.gguf", packed, tokenizer, run.model, run.style)
+            worst, difference = check_weights(draft / f"{name}-{packed}.gguf", weights, packed)
+            checked = [("largest difference of a tensor in the GGUF", f"{difference:.2%} ({worst})")]
+            say(f"{checked[0][0]}: {checked[0][1]}")
             shutil.rmtree(weights)
         write_json(draft / "parity.json", parity.record())
         card = model_card(
             name=run.folder.resolve().name,
-            kind=kind,
+            kind=kind.value,
             config=run.config,
             record=read_mapping(run.folder / "run.json")[0],
             corpus=read_mapping(run.folder / "data.json")[0],
             tokens=tokens_trained(run.folder) or None,
-            parity=parity.rows(),
-            quantization=quantization if kind == "gguf" else None,
+            parity=[*parity.rows(), *checked],
+            evaluations={
+                path.parent.name: read_mapping(path)[0] for path in run.folder.glob("evaluation/*/scores.json")
+            },
+            quantization=packed if tools else None,
         )
         (draft / "README.md").write_text(card, encoding="utf-8")
     return parity
@@ -120,7 +148,7 @@ def export(run: Run, kind: str, quantization: str, output: Path, *, questions: i
 def whole_folder(output: Path) -> Iterator[Path]:
     """A draft beside `output` that gets its name if all goes well, and vanishes if not."""
     if output.exists():
-        raise ConfigError(f"{output} exists already; name another folder with --output")
+        raise ConfigError(f"{output} exists already; name another folder with output=DIR")
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{output.name}.draft-{os.getpid()}")
     draft.mkdir()
@@ -144,7 +172,7 @@ def questions_of(folder: Path, count: int) -> list[str]:
 
 
 def write_checked(
-    run: Run, kind: str, target: Path, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
+    run: Run, kind: ExportFormat, target: Path, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int
 ) -> "Parity":
     """Writes adapter or merged model to `target` and reads it back. Raises RunFailed unless it answers alike."""
     from peft import PeftModel
@@ -173,13 +201,15 @@ def write_checked(
     reference = ask(adapted, "adapter on base", max_new_tokens)
     with adapted.disable_adapter():
         plain = ask(adapted, "base alone, one token", 1)
-    if kind == "adapter":
+    if kind is ExportFormat.adapter:
         copy_adapter(run, target)
         exported: Any = PeftModel.from_pretrained(adapted.unload(), target).eval()
     else:
-        check_space(target.parent, base, copies=2 if kind == "gguf" else 1)
+        check_space(target.parent, base, copies=2 if kind is ExportFormat.gguf else 1)
         say("merging")
         merge(adapted).save_pretrained(target)
+        if kind is ExportFormat.merged:
+            tell_servers(tokenizer, run.style)
         tokenizer.save_pretrained(target)
         del adapted, base
         exported = load_weights(str(target), None)
@@ -226,53 +256,23 @@ def copy_adapter(run: Run, target: Path) -> None:
         write_json(target / "adapter_config.json", settings | {"base_model_name_or_path": run.model.path})
 
 
+def tell_servers(tokenizer: Any, style: Format) -> None:
+    """Has the tokenizer say how a server is to ask, and to part reasoning and answer: all that it has to go by."""
+    from medreason.prompts import response_template, served_chat_template
+
+    tokenizer.response_template = response_template(tokenizer, style)
+    tokenizer.chat_template = served_chat_template(tokenizer, style)
+
+
 def merge(adapted: Any) -> Any:
     """The base with LoRA added into its weights."""
     return adapted.merge_and_unload(safe_merge=True)  # safe: refuses weights that are not numbers
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("medreason.export", description="A run's model in a folder of its own, checked.")
-    parser.add_argument("run", metavar="RUN", type=Path, help="a run directory")
-    parser.add_argument("--format", required=True, choices=FORMATS)
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of --format gguf; default: q8_0")
-    parser.add_argument("--output", type=Path, metavar="DIR", help="a new folder; default: RUN/export_FORMAT")
-    parser.add_argument("--questions", type=positive, default=20, metavar="N", help="asked of adapter and export")
-    parser.add_argument("--max-new-tokens", type=positive, default=64, metavar="N", help="of each answer")
-    options = parser.parse_args(arguments)
-    quantization = options.quantization or "q8_0"
-    suffix = f"_{quantization}" if options.format == "gguf" else ""
-    output = options.output or options.run / f"export_{options.format}{suffix}"
-    try:
-        if options.quantization and options.format != "gguf":
-            raise ConfigError(f"--quantization goes with --format gguf, not with {options.format}")
-        run = read_run(options.run)
-        check_base(run.model)
-        export(
-            run,
-            options.format,
-            quantization,
-            output,
-            questions=options.questions,
-            max_new_tokens=options.max_new_tokens,
-        )
-    except (ConfigError, RunFailed, OSError) as error:
-        print(f"medreason.export: {options.run}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, RunFailed) else 2
-    except KeyboardInterrupt:
-        print("medreason.export: stopped; nothing was written", file=sys.stderr)
-        return 130
-    say(f"exported: {output}")
-    return 0
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a draft is taken away
+    command(export, "export", ExportConfig)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a draft is taken away
-    sys.exit(main())
+    main()

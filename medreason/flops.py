@@ -27,6 +27,14 @@ class Shape:
     head_dim: int
     vocab_size: int
 
+    @property
+    def query_width(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
 
 def shape_of(config: Any) -> Shape:
     """The shape that a transformers configuration of a Llama-like decoder describes."""
@@ -43,9 +51,7 @@ def shape_of(config: Any) -> Shape:
 
 def linear_weights(shape: Shape) -> int:
     """Weights that every token is multiplied with: all linears of all layers, and the head."""
-    queries = shape.num_attention_heads * shape.head_dim
-    keys = shape.num_key_value_heads * shape.head_dim
-    attention = shape.hidden_size * (2 * queries + 2 * keys)  # q and o, k and v
+    attention = shape.hidden_size * (2 * shape.query_width + 2 * shape.key_width)  # q and o, k and v
     gated = 3 * shape.hidden_size * shape.intermediate_size
     return shape.num_hidden_layers * (attention + gated) + shape.hidden_size * shape.vocab_size
 
@@ -65,8 +71,7 @@ def attention_flops(shape: Shape, lengths: Sequence[int]) -> int:
     Two products forward, four backward (queries, keys, probabilities, values), each 2 x width x length^2, half of it
     behind the causal mask.
     """
-    width = shape.num_attention_heads * shape.head_dim
-    return 6 * shape.num_hidden_layers * width * sum(length * length for length in lengths)
+    return 6 * shape.num_hidden_layers * shape.query_width * sum(length * length for length in lengths)
 
 
 def training_flops(shape: Shape, adapter_weights: int, lengths: Sequence[int]) -> int:
@@ -99,6 +104,7 @@ PEAKS: dict[tuple[str, ...], float] = {
     ("v100", "pcie"): 112e12,
     ("t4",): 65e12,
 }
+WITHOUT_FP8 = {"a100", "a40", "a30", "a6000", "3090", "v100", "t4"}
 PARTS = {"mig", "laptop", "mobile", "max", "d"}  # a slice of a GPU, or a slower one under the same name
 
 
@@ -113,3 +119,10 @@ def peak_flops(device_name: str) -> float | None:
     if not known or words & PARTS:
         return None
     return PEAKS[max(known, key=len)]
+
+
+def fp8_peak_flops(device_name: str) -> float | None:
+    """Dense 8-bit peak: twice the 16-bit one (Ada, Hopper, Blackwell); None too for a GPU without such tensor cores."""
+    words = set(re.findall(r"[a-z0-9]+", device_name.lower()))
+    peak = peak_flops(device_name)
+    return None if peak is None or words & WITHOUT_FP8 else 2 * peak

@@ -1,33 +1,73 @@
-"""Questions -> what the model writes, in batches."""
+"""Prompts -> what a model writes, in batches that end together; medreason/continuous.py has those that do not."""
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from medreason.config import Format
+from medreason.config import Format, Precision
 from medreason.prompts import prompt_text
 
 
-def generate_answers(
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote to a prompt, special tokens removed, and whether the length limit ended it."""
+
+    text: str
+    cut: bool
+
+
+def written_text(tokenizer: Any, tokens: Sequence[int]) -> Written:
+    """The text before the end-of-sequence token; cut where there is none."""
+    kept = list(itertools.takewhile(lambda token: token != tokenizer.eos_token_id, tokens))
+    text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return Written(text.strip(), cut=len(kept) == len(tokens))
+
+
+def widen(model: Any, precision: Precision) -> None:
+    """Gives a 16-bit model 32 bits on a CPU, where one token after the other is to be written.
+
+    bfloat16 stalls there when other processes share the cores: 4 to 40 s where float32 took 2.
+    """
+    if model.device.type == "cpu" and precision is Precision.half:
+        model.float()
+
+
+@contextmanager
+def inference(model: Any) -> Iterator[None]:
+    """The model as it answers best; afterwards in the mode in which it was found."""
+    trained = model.training
+    unsloth = hasattr(model, "for_inference")  # and its fast way of writing
+    if unsloth:
+        model.for_inference()
+    model.eval()
+    try:
+        yield
+    finally:
+        if unsloth:
+            model.for_training()
+        model.train(trained)
+
+
+def write_in_batches(
     model: Any,
     tokenizer: Any,
-    questions: Sequence[str],
-    style: Format,
+    prompts: Sequence[str],
     *,
     max_new_tokens: int,
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[str]:
-    """The greedy completion of each question's prompt, special tokens removed; same order as `questions`.
+    temperature: float = 0.0,
+) -> Iterator[tuple[int, Written]]:
+    """Pairs of a prompt's index and what was written to it, batch by batch, short prompts first; 0 degrees is greedy.
 
-    The model is left in training mode, as it was found. Questions of like length share a batch, so little is padded.
+    Prompts hold their special tokens. Those of like length share a batch, so little is padded.
     """
-    prompts = [prompt_text(tokenizer, question, style) for question in questions]
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    answers = [""] * len(prompts)
-    model.for_inference()
-    try:
+    chosen: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    with inference(model):
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
             inputs = tokenizer(
@@ -42,17 +82,33 @@ def generate_answers(
                     input_ids=inputs["input_ids"],
                     attention_mask=inputs["attention_mask"],
                     max_new_tokens=max_new_tokens,
-                    do_sample=False,
                     use_cache=True,
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
+                    **chosen,
                 )
-            completions = written[:, inputs["input_ids"].shape[1] :]
-            for member, text in zip(
-                members, tokenizer.batch_decode(completions, skip_special_tokens=True), strict=True
-            ):
-                answers[member] = text.strip()
-            progress(min(start + batch_size, len(order)), len(order))
-    finally:
-        model.for_training()
-    return answers
+            completions = written[:, inputs["input_ids"].shape[1] :].tolist()
+            for member, tokens in zip(members, completions, strict=True):
+                yield member, written_text(tokenizer, tokens)
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[str],
+    style: Format,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Written]:
+    """The greedy answer to each question, in their order."""
+    prompts = [prompt_text(tokenizer, question, style) for question in questions]
+    answers: dict[int, Written] = {}
+    for index, written in write_in_batches(
+        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
+    ):
+        answers[index] = written
+        if len(answers) % batch_size == 0 or len(answers) == len(prompts):
+            progress(len(answers), len(prompts))
+    return [answers[index] for index in range(len(prompts))]

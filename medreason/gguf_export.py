@@ -96,6 +96,35 @@ def write_gguf(
     (file.parent / "Modelfile").write_text(modelfile(file.name, tokenizer, style, adds_bos=begins), encoding="utf-8")
 
 
+# by how much a layer's weights may differ, as a share of them: half a last bit of each kind, and a little
+DIFFERENCE = {"f16": 2**-10, "q8_0": 0.02, "q4_k_m": 0.15}
+
+
+def check_weights(file: Path, merged: Path, quantization: str) -> tuple[str, float]:
+    """The tensor that a GGUF file holds least like the merged model, and by how much: the norm of the difference.
+
+    Raises RunFailed where it is more than rounding to `quantization` explains.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    say("comparing the GGUF's weights with the merged ones")
+    settings: dict[str, Any] = {"dtype": torch.float32}
+    ours = AutoModelForCausalLM.from_pretrained(merged, **settings).state_dict()
+    theirs = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **settings).state_dict()
+    differences = {
+        name: float((weight - theirs[name]).norm() / weight.norm()) if name in theirs else float("inf")
+        for name, weight in ours.items()
+    }
+    worst = max(differences, key=differences.__getitem__)
+    if not differences[worst] <= DIFFERENCE[quantization]:
+        raise RunFailed(
+            f"the GGUF does not hold the merged weights: {worst} differs by {differences[worst]:.1%} of its norm, and "
+            f"{quantization} explains {DIFFERENCE[quantization]:.1%}"
+        )
+    return worst, differences[worst]
+
+
 def tell_vocabulary(merged: Path, model: ModelConfig) -> None:
     """Gives the converter what llama.cpp splits text by. Raises ConfigError where there is no such file.
 

@@ -1,11 +1,15 @@
-"""Log-probabilities of a question's options, as lm-evaluation-harness defines them."""
+"""Log-probabilities of a question's options, as lm-evaluation-harness defines them, and of expected answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from medreason.documents import Document
 
 
 @dataclass(frozen=True)
@@ -70,3 +74,23 @@ def option_logprobs(
                 found[row.question][option] = sum(logprobs[place, token].item() for place, token in enumerate(own))
         progress(min(start + batch_size, len(rows)), len(rows))
     return found
+
+
+@torch.inference_mode()
+def completion_losses(model: Any, tokenizer: Any, documents: Sequence[Document], *, batch_size: int) -> list[float]:
+    """Of each document the cross entropy of its completion, summed over its tokens; in nats."""
+    order = sorted(range(len(documents)), key=lambda index: len(documents[index]))
+    losses = [0.0] * len(documents)
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        longest = max(len(documents[member]) for member in members)
+        padded = np.full((len(members), longest), tokenizer.pad_token_id, np.int64)
+        for row, member in zip(padded, members, strict=True):
+            row[: len(documents[member])] = documents[member].tokens
+        logits: Tensor = model(input_ids=torch.from_numpy(padded).to(model.device), use_cache=False).logits
+        for row, lines, member in zip(padded, logits, members, strict=True):
+            document = documents[member]
+            targets = torch.from_numpy(row[document.prompt_tokens : len(document)]).to(lines.device)
+            predicted = lines[document.prompt_tokens - 1 : len(document) - 1].float()
+            losses[member] = cross_entropy(predicted, targets, reduction="sum").item()
+    return losses

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,16 @@ from torch import Tensor
 
 from medreason import embedded
 from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig
+from medreason.flops import peak_flops, shape_of
+from medreason.memory import GIB, Need, choose, describe, lora_weights, seconds
 from medreason.preflight import EMBEDDED
+from medreason.progress import say
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE
 
 if TYPE_CHECKING:  # datamodule imports Lightning, and with it transformers: that must come after Unsloth
     from medreason.datamodule import PackedBatch
+
+LONGEST_CONTEXT = 32_768  # tokens; a model that reads more is not loaded for more
 
 
 def import_unsloth() -> Any:
@@ -57,11 +63,54 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_model(model: ModelConfig, lora: LoraConfig, *, row_tokens: int, recompute: Recompute, seed: int) -> Any:
-    """A PEFT model in training mode: base frozen in `model.precision`, LoRA in float32.
+def plan_memory(config: TrainConfig, train_tokens: int) -> Need | None:
+    """How the run will fit into this process's GPU, said in a line; None on a CPU. `train_tokens` are the run's.
+
+    Raises ConfigError, which says what would fit, where the run does not. Caps the process at trainer.memory_gib.
+    """
+    if not torch.cuda.is_available():
+        return None
+    from transformers import AutoConfig
+
+    shape = shape_of(AutoConfig.from_pretrained(local_path(config.model), revision=config.model.revision))
+    own = int(os.environ.get("LOCAL_RANK", 0))  # Lightning makes it the current device later
+    (free, whole), cap = torch.cuda.mem_get_info(own), config.trainer.memory_gib
+    if cap is not None:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / whole), own)
+        free = min(free, int(cap * GIB))
+    adapter_weights = lora_weights(shape, config.lora.r, config.lora.target_modules)
+    precision, device = config.model.precision, torch.cuda.get_device_name(own)
+    found = choose(
+        shape,
+        precision=precision,
+        recompute=config.trainer.recompute,
+        tokens=config.data.row_tokens * config.trainer.rows_per_batch,
+        adapter_weights=adapter_weights,
+        algorithm=config.optim.algorithm,
+        free=free,
+    )
+    processes = config.trainer.devices
+    duration = seconds(
+        shape, adapter_weights, precision, found.recompute, train_tokens // processes, peak_flops(device)
+    )
+    say(describe(found, free, device, duration))
+    return found
+
+
+def load_model(
+    model: ModelConfig, lora: LoraConfig, *, row_tokens: int, recompute: Recompute, seed: int, copies: int = 1
+) -> Any:
+    """A PEFT model in training mode: base frozen in `model.precision` (fp8: in `copies`), LoRA in float32.
 
     Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
     """
+    if model.precision.compiled:
+        from medreason.compiled import load_compiled
+
+        fp8 = model.precision is Precision.fp8
+        return load_compiled(
+            local_path(model), model.revision, lora, fp8=fp8, copies=copies, recompute=recompute, seed=seed
+        )
     fast_model = import_unsloth()
     if model.precision is Precision.nf4 and not torch.cuda.is_available():
         from unsloth_zoo.cpu.runtime import cpu_bnb_4bit_supported
@@ -100,16 +149,27 @@ def load_model(model: ModelConfig, lora: LoraConfig, *, row_tokens: int, recompu
     return adapted
 
 
+def context_tokens(model: ModelConfig) -> int:
+    """How long a text a model is loaded for that answers."""
+    from transformers import AutoConfig
+
+    settings: Any = AutoConfig.from_pretrained(local_path(model), revision=model.revision)
+    return min(int(settings.max_position_embeddings), LONGEST_CONTEXT)
+
+
 def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
     """A run's model to answer with, in evaluation mode: base and adapter as they were trained, or the base alone.
+
+    For its whole context: a prompt longer than Unsloth was told of would lose its end without a word.
 
     Raises ConfigError for an adapter that is not of this model.
     """
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
+    lora = replace(config.lora, dropout=0.0)  # off in evaluation mode anyway; the fast engine has none
     model = load_model(
-        config.model, config.lora, row_tokens=config.data.row_tokens, recompute=Recompute.none, seed=config.seed
+        config.model, lora, row_tokens=context_tokens(config.model), recompute=Recompute.none, seed=config.seed
     )  # LoRA's B is zero: the base
     if adapter is not None:
         try:
@@ -124,7 +184,7 @@ def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
 def checkpointing(recompute: Recompute) -> bool | str:
     """Unsloth's word for it."""
     words: dict[Recompute, bool | str] = {Recompute.none: False, Recompute.full: True, Recompute.unsloth: "unsloth"}
-    return words[recompute]
+    return words[recompute]  # plan_memory settles auto; TrainConfig refuses the others
 
 
 def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
@@ -137,6 +197,9 @@ def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
 
 def summed_loss(model: Any, batch: "PackedBatch") -> Tensor:
     """Cross entropy summed over the target tokens of packed rows, float32, shape ()."""
+    if packed := getattr(model, "packed", None):
+        fast: Tensor = packed.step(batch)
+        return fast
     tokens, labels, positions = batch.input_ids, batch.labels, batch.position_ids
     extra: dict[str, Any] = {}
     if tokens.is_cuda:

@@ -45,11 +45,13 @@ def model_card(
     corpus: Mapping[str, Any],
     tokens: int | None,
     parity: Sequence[tuple[str, str]],
+    evaluations: Mapping[str, Mapping[str, Any]] | None = None,
     quantization: str | None = None,
 ) -> str:
     """README.md of an export of `kind` (adapter, merged, gguf), YAML front matter first.
 
-    `config`, `record` and `corpus` are a run's config.yaml, run.json and data.json, as far as they could be read.
+    `config`, `record` and `corpus` are a run's config.yaml, run.json and data.json, as far as they could be read;
+    `evaluations` the scores.json of each of its evaluations, by name.
     """
     front = {
         "base_model": look_up(config, "model.path"),
@@ -79,10 +81,35 @@ def model_card(
             f"## LoRA\n\n{facts([(key, look_up(config, f'lora.{key}')) for key in LORA])}",
             f"## Training\n\n{facts([*course(record, results, tokens), *settings(config)])}",
             f"## Results\n\n{table(('', 'before', 'after'), before_after)}",
+            f"## Evaluation\n\n{evaluated(evaluations or {})}",
             f"## The export beside its adapter\n\n{facts(parity)}",
             f"## Made with\n\n{facts(origin(record))}\n",
         ]
     )
+
+
+def evaluated(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row for each benchmark of each evaluation: score with its 95% interval, what was not seen in training."""
+    rows: list[tuple[str, object, object, object]] = []
+    for name, found in sorted(evaluations.items()):
+        for benchmark, score in mapping(found.get("scores")).items():
+            shown = mapping(score.get("loss")) if "loss" in score else score
+            low, high = shown.get("interval") or (None, None)
+            if "loss" in score:
+                measured = f"loss {shown['mean']:.3f} nats a token ({low:.3f} to {high:.3f})"
+            elif score.get("accuracy") is None:
+                continue
+            else:
+                measured = f"{score['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+            seen = mapping(found.get("seen_in_training")).get(benchmark)  # None: not looked for
+            unseen: object = None if seen is None else "no question was seen"
+            if "unseen" in score:
+                unseen = f"{score['unseen']['accuracy']:.1%}"
+            rows.append((f"{benchmark}, {name}", score.get("questions"), measured, unseen))
+    if not rows:
+        return f"Benchmarks: {NOT_MEASURED}."
+    header = ("benchmark, evaluation", "questions", "score (95% interval)", "without questions seen in training")
+    return table(header, rows)
 
 
 def sources(data: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[tuple[str, object]]:

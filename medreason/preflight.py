@@ -1,8 +1,10 @@
 """What can be known before anything slow: whether this machine and the hub can give what a run asks for."""
 
 import os
+import socket
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 from medreason import embedded
@@ -86,6 +88,11 @@ def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
             "trainer.accelerator=gpu, but there is no CUDA GPU here; use trainer=cpu with a small model "
             "(model=smollm2_135m), or run experiments=quickstart"
         )
+    if model.precision is Precision.fp8 and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
+        raise ConfigError(
+            f"model.precision=fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and "
+            f"{torch.cuda.get_device_name()} is older; use model.precision=bf16 or nf4"
+        )
     if trainer.accelerator == "gpu" and trainer.devices > torch.cuda.device_count():
         raise ConfigError(
             f"trainer.devices={trainer.devices}, but {torch.cuda.device_count()} GPUs are here; lower trainer.devices"
@@ -95,3 +102,18 @@ def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
             "trainer.accelerator=cpu, but Unsloth would use the GPU that is here; "
             "use trainer=gpu, or hide it with CUDA_VISIBLE_DEVICES=''"
         )
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """Raises ConfigError where a package is missing that an extra of this one brings."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise ConfigError(f"no {missing[0]} here; pip install 'medreason[{extra}]'")
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ConfigError where nothing can listen, as there is no such address here or the port is taken."""
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        why = str(error.strerror).partition(" (")[0].lower()
+        raise ConfigError(f"host={host} port={port}: {why}; give another port=NUMBER") from error

@@ -11,6 +11,9 @@ Drawn in the format `think`; FORMATS holds the others. Training, sampling and ev
 so a model is asked as it was taught.
 """
 
+import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +49,9 @@ MISTRAL_CHAT_TEMPLATE = (
 )
 
 
+ANY_QUESTION = "any question"
+
+
 @dataclass(frozen=True)
 class Example:
     """One case: what is asked, how a clinician would reason, what the answer is."""
@@ -65,15 +71,31 @@ class Answer:
 
 def prompt_text(tokenizer: Any, question: str, style: Format) -> str:
     """The text before the model's turn, special tokens included: tokenize it without adding any."""
+    return conversation_text(tokenizer, [], question, style)
+
+
+def conversation_text(tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str, style: Format) -> str:
+    """The prompt of a question that follows `earlier` questions and their answers, which come without reasoning.
+
+    A format without turns (`seed`) leaves them out: each question stands alone.
+    """
     template = FORMATS[style].prompt
     if template is None:
-        turns = [{"role": "user", "content": question}]
+        turns = [
+            {"role": role, "content": text}
+            for pair in earlier
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
+        turns.append({"role": "user", "content": question})
         text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         return text
-    begins = tokenizer.backend_tokenizer.encode("").ids[:1] == [
-        tokenizer.bos_token_id
-    ]  # not every tokenizer writes BOS
-    return (tokenizer.bos_token if begins else "") + template.replace("{question}", question)
+    return beginning(tokenizer) + template.replace("{question}", question)
+
+
+def beginning(tokenizer: Any) -> str:
+    """The token that a tokenizer puts before every text; nothing where it puts none."""
+    begins = tokenizer.backend_tokenizer.encode("").ids[:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if begins else ""
 
 
 def completion_text(example: Example, style: Format) -> str:
@@ -102,3 +124,27 @@ def parse_answer(text: str, style: Format) -> Answer:
 def marks(style: Format) -> tuple[str, str]:
     """The opening and the closing mark, without the space around them that a model may leave out."""
     return FORMATS[style].opening.strip(), FORMATS[style].closing.strip()
+
+
+def response_template(tokenizer: Any, style: Format) -> dict[str, Any]:
+    """How transformers, serving a model, is to part reasoning (`thinking`) and answer (`content`)."""
+    opening, closing, end = (re.escape(mark) for mark in (*marks(style), tokenizer.eos_token))
+    thinking = {"open_pattern": rf"\s*{opening}\s*", "close_pattern": rf"\s*(?:{closing}\s*|{end})", "content": "text"}
+    content = {"close_pattern": rf"\s*{end}", "content": "text"}
+    after_question = prompt_text(tokenizer, ANY_QUESTION, style).rpartition(ANY_QUESTION)[2]
+    return {
+        "defaults": {"role": "assistant"},
+        # where the model's turn begins; a mark after it, written by the chat template, counts as the model's own
+        "start_anchor": after_question.partition(marks(style)[0])[0],
+        "fields": {"thinking": thinking, "content": content},
+    }
+
+
+def served_chat_template(tokenizer: Any, style: Format) -> str:
+    """The chat template for a server, which knows no other way to a prompt; that of `seed` takes the last question."""
+    template = FORMATS[style].prompt
+    if template is None:
+        own: str = tokenizer.chat_template
+        return own
+    before, after = (json.dumps(part) for part in (beginning(tokenizer) + template).split("{question}"))
+    return "{{ " + before + " + messages[-1]['content'] + " + after + " }}"

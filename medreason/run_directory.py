@@ -4,7 +4,7 @@ config.yaml     the composed configuration, resolved          checkpoints/  last
 data.json       rejects, duplicates, contamination by row
 run.json        command, commit, versions, data, results      adapter/      LoRA in PEFT's format, tokenizer
 metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
-samples.json    held-out questions answered before and after  .hydra/       Hydra's own record
+samples.json    held-out questions, as answered over time     .hydra/       Hydra's own record
 """
 
 import csv
@@ -15,17 +15,19 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from medreason.config import ConfigError, TrainConfig
+from medreason.config import ConfigError, Precision, TrainConfig
 
 PACKAGES = ("torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl")
 # known from the start, so that the file's header never has to be rewritten under a running job
-COLUMNS = (
-    "epoch", "step", "train/grad_norm", "train/loss", "train/lr", "train/memory_gib", "train/mfu", "train/tokens",
-    "train/tokens_per_second", "val/loss",
+COLUMNS = (  # in the order into which Lightning sorts them
+    "epoch", "step", "train/data_wait", "train/grad_norm", "train/loss", "train/lr", "train/memory_gib", "train/mfu",
+    "train/targets_per_second", "train/tokens", "train/tokens_per_second", "val/accuracy", "val/format", "val/loss",
+    "val/time_share", "val/tokens",
 )  # fmt: skip
 
 
@@ -59,6 +61,19 @@ def run_config(run: Path) -> TrainConfig:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(found, TrainConfig)
     return found
+
+
+def answering_config(run: Path, *, base: bool, precision: Precision | None) -> TrainConfig:
+    """The settings of a run whose model is to answer, or the one before it (`base`), in another precision if given.
+
+    Raises ConfigError where the directory is no run's, or training has left no adapter yet.
+    """
+    trained = run_config(run)
+    if precision is not None:
+        trained.model = replace(trained.model, precision=precision)
+    if not base and not (run / "adapter" / "adapter_config.json").is_file():
+        raise ConfigError(f"run={run}: no adapter/ in it: it has not finished; base=true takes the model before it")
+    return trained
 
 
 def provenance() -> dict[str, Any]:

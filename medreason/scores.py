@@ -2,19 +2,26 @@
 
 A record is a question's line in RUN/evaluation/NAME/BENCHMARK.jsonl:
 
-    id, subject, gold      the question's
+    id, subject, gold      the question's; gold is null where no answer is the right one (held_out)
     prompt, text           what the model was asked, and what it wrote (empty with method=likelihood)
-    choice                 the letter that it committed to; null is no answer, which counts as wrong
+    choice                 the letter, or the text, that it committed to; null is no answer, which counts as wrong
+    choices                of every order of the options and every sample; `choice` is the most frequent
     huatuo                 the letter by the rule of HuatuoGPT-o1's scorer, which always finds one (method=generate)
     probabilities          of each letter (method=likelihood)
-    cut                    whether the length limit ended it
+    confidence             share of the samples that made this choice (samples > 1); `texts` holds them all
+    loss, tokens           of the expected answer: cross entropy in nats, summed over so many tokens (held_out)
+    formed                 whether it showed its reasoning and then answered (method=generate)
+    cut                    whether the length limit ended it, or one of its samples
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from medreason.statistics import (
     accuracy_at_coverage,
+    bootstrap_mean,
     brier,
     expected_calibration_error,
     in_words,
@@ -24,6 +31,7 @@ from medreason.statistics import (
 )
 
 Record = Mapping[str, Any]
+SEED = 3407  # of the bootstrap
 COVERAGES = (1.0, 0.8, 0.6, 0.4, 0.2)  # shares of the questions, the surest answers first
 
 
@@ -32,22 +40,45 @@ def right(records: Sequence[Record], rule: str = "choice") -> list[bool]:
     return [record[rule] == record["gold"] for record in records]
 
 
-def summarize(records: Sequence[Record]) -> dict[str, Any]:
-    """Accuracy with its 95% interval, what was not answered or cut, by subject; calibration where there are shares."""
-    found: dict[str, Any] = {
-        **accuracy(right(records)),
-        "no_answer": sum(record["choice"] is None for record in records),
-        "cut": sum(bool(record["cut"]) for record in records),
-        "subjects": {
-            subject: accuracy(right([record for record in records if record["subject"] == subject]))
-            for subject in sorted({record["subject"] for record in records})
-        },
-    }
-    if records and records[0].get("huatuo") is not None:
-        found["huatuo"] = accuracy(right(records, "huatuo"))
-    if records and records[0].get("probabilities"):
-        found["calibration"] = calibration(records)
+def summarize(records: Sequence[Record], seen: AbstractSet[str] = frozenset()) -> dict[str, Any]:
+    """What these records say, each with its 95% interval; where some were `seen` in training (ids), also without them.
+
+    Accuracy (also by subject), what was not answered or cut, loss, format, agreement, calibration: those that apply.
+    """
+    found: dict[str, Any] = {"questions": len(records), "cut": sum(bool(record["cut"]) for record in records)}
+    graded = [record for record in records if record["gold"] is not None]
+    if graded:
+        found |= accuracy(right(graded))
+        found["no_answer"] = sum(record["choice"] is None for record in graded)
+        found["subjects"] = {
+            subject: accuracy(right([record for record in graded if record["subject"] == subject]))
+            for subject in sorted({record["subject"] for record in graded})
+        }
+        if seen:
+            found["unseen"] = accuracy(right([record for record in graded if record["id"] not in seen]))
+        if any(record.get("huatuo") for record in graded):
+            found["huatuo"] = accuracy(right(graded, "huatuo"))
+        if all("probabilities" in record or "confidence" in record for record in graded):
+            found["calibration"] = calibration(graded)
+        if any(len(record["choices"]) > 1 for record in graded):
+            found["agreement"] = accuracy([len(set(record["choices"])) == 1 for record in graded])
+    if any("loss" in record for record in records):
+        found["loss"] = loss([record["loss"] for record in records], [record["tokens"] for record in records])
+    if any("formed" in record for record in records):
+        found["format"] = accuracy([record["formed"] for record in records])
     return found
+
+
+def loss(sums: Sequence[float], tokens: Sequence[int]) -> dict[str, Any]:
+    """Mean over all tokens, in nats, with its interval over documents (bootstrap), and as perplexity."""
+    mean = math.fsum(sums) / sum(tokens)
+    per_document = sum(tokens) / len(tokens)
+    # a ratio of two sums, made linear: its mean is the ratio, its spread that of the ratio to first order
+    _, low, high = bootstrap_mean(
+        [mean + (total - mean * count) / per_document for total, count in zip(sums, tokens, strict=True)], SEED
+    )
+    found = {"mean": mean, "interval": [low, high], "tokens": sum(tokens)}
+    return found | {"perplexity": math.exp(mean), "perplexity_interval": [math.exp(low), math.exp(high)]}
 
 
 def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
@@ -58,31 +89,52 @@ def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
 
 
 def calibration(records: Sequence[Record]) -> dict[str, Any]:
-    """How far probabilities can be believed: ECE, Brier score, accuracy of the surest answers."""
-    confidence = [max(record["probabilities"].values()) for record in records]
+    """How far confidence can be believed: ECE, accuracy of the surest answers; with probabilities the Brier score."""
+    likely = all("probabilities" in record for record in records)
+    confidence = [max(record["probabilities"].values()) if likely else record["confidence"] for record in records]
     correct = right(records)
-    golds = [list(record["probabilities"]).index(record["gold"]) for record in records]
-    return {
+    surest = accuracy_at_coverage(confidence, correct, COVERAGES)
+    found: dict[str, Any] = {
         "ece": expected_calibration_error(confidence, correct),
-        "brier": brier([list(record["probabilities"].values()) for record in records], golds),
-        "accuracy_at_coverage": dict(
-            zip(map(str, COVERAGES), accuracy_at_coverage(confidence, correct, COVERAGES), strict=True)
-        ),
+        "accuracy_at_coverage": dict(zip(map(str, COVERAGES), surest, strict=True)),
     }
+    if likely:
+        golds = [list(record["probabilities"]).index(record["gold"]) for record in records]
+        found["brier"] = brier([list(record["probabilities"].values()) for record in records], golds)
+    return found
 
 
 def compare(records: Sequence[Record], others: Sequence[Record]) -> dict[str, Any] | None:
     """The difference to another's answers on the questions that both answered, paired; None where there is none."""
     theirs = {record["id"]: record for record in others}
     pairs = [(record, theirs[record["id"]]) for record in records if record["id"] in theirs]
-    if not pairs:
+    losses = [(ours, other) for ours, other in pairs if ours.get("tokens") and ours["tokens"] == other.get("tokens")]
+    if losses:
+        return compare_losses([one["loss"] for one, _ in losses], [other["loss"] for _, other in losses],
+                              sum(one["tokens"] for one, _ in losses))  # fmt: skip
+    graded = [(ours, other) for ours, other in pairs if ours["gold"] is not None and other["gold"] is not None]
+    if not graded:
         return None
-    ours, other = right([one for one, _ in pairs]), right([one for _, one in pairs])
+    ours, other = right([one for one, _ in graded]), right([one for _, one in graded])
     difference, low, high = paired_difference(ours, other)
     return {
-        "questions": len(pairs),
+        "questions": len(graded),
         "difference": difference,
         "interval": [low, high],
         "p": mcnemar(ours, other),
         "in_words": in_words(ours, other),
     }
+
+
+def compare_losses(sums: Sequence[float], others: Sequence[float], tokens: int) -> dict[str, Any]:
+    """The difference of two models' losses on the same documents, in nats a token."""
+    scale = len(sums) / tokens
+    difference, low, high = bootstrap_mean(
+        [(ours - other) * scale for ours, other in zip(sums, others, strict=True)], SEED
+    )
+    told = f"95% interval {low:+.3f} to {high:+.3f}; {len(sums):,} rows"
+    if low <= 0 <= high:
+        words = f"no significant difference ({difference:+.3f} nats a token, {told})"
+    else:
+        words = f"its loss is {'lower' if difference < 0 else 'higher'}: {difference:+.3f} nats a token ({told})"
+    return {"questions": len(sums), "difference": difference, "interval": [low, high], "in_words": words}

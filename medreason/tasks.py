@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from enum import Enum
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -27,9 +28,17 @@ SETTING = "benchmarks"  # the setting that an error names
 MOST_OPTIONS = 10
 
 
+class Kind(Enum):
+    """What makes an answer right."""
+
+    choice = "choice"  # the letter of one of its options
+    exact = "exact"  # the expected text
+    open = "open"  # nothing: its expected text is one of many that would do
+
+
 @dataclass(frozen=True)
 class Question:
-    """One question, its options by letter, and the letter of the right one."""
+    """One question, its options by letter, and the letter of the right one; without options, the expected answer."""
 
     id: str
     question: str
@@ -37,6 +46,7 @@ class Question:
     answer: str
     subject: str  # "" if unknown
     context: str  # "" if there is none
+    reasoning: str = ""  # the expected reasoning, where it is known
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class Task:
     name: str
     questions: tuple[Question, ...]
     fingerprint: str
+    kind: Kind = Kind.choice
 
 
 Layout = Callable[[int, Mapping[str, Any]], Question | None]  # a row's number and cells; None: not of this benchmark
@@ -109,7 +120,7 @@ def checked(question: Question) -> Question:
     return question
 
 
-def make_task(name: str, found: Iterable[tuple[str, Question]]) -> Task:
+def make_task(name: str, found: Iterable[tuple[str, Question]], kind: Kind = Kind.choice) -> Task:
     """The task of questions and their places. Raises ConfigError for two with one id, or none at all."""
     places: dict[str, str] = {}
     questions = []
@@ -121,7 +132,7 @@ def make_task(name: str, found: Iterable[tuple[str, Question]]) -> Task:
     if not questions:
         raise ConfigError(f"{SETTING}={name}: no questions")
     content = json.dumps([astuple(question) for question in questions])
-    return Task(name, tuple(questions), hashlib.sha256(content.encode()).hexdigest()[:16])
+    return Task(name, tuple(questions), hashlib.sha256(content.encode()).hexdigest()[:16], kind)
 
 
 def from_row(number: int, cells: Mapping[str, Any]) -> Question:
@@ -236,6 +247,15 @@ HUB: dict[str, tuple[str, tuple[str | None, ...], str, Layout]] = {
 }
 
 
+def cyclic_orders(options: int, count: int) -> list[tuple[int, ...]]:
+    """`count` orders of so many options, their own order first, at most one for each option.
+
+    In all of them every option stands once in every place, so that a model's preference for a place helps each alike
+    (Zheng et al. 2023, arXiv 2309.03882).
+    """
+    return [tuple((place + shift) % options for place in range(options)) for shift in range(min(count, options) or 1)]
+
+
 def permuted(question: Question, order: Sequence[int]) -> Question:
     """The question with option order[i] under the i-th letter, the right answer moved along.
 
@@ -255,7 +275,12 @@ def likelihood_prompt(question: Question) -> str:
 
 
 def reasoning_prompt(question: Question) -> str:
-    """The user's turn where the written answer decides: reasoning, then a sentence that names the letter."""
+    """The user's turn where the written answer decides: reasoning, then a sentence that names the letter.
+
+    A question without options is asked as it is.
+    """
+    if not question.options:
+        return presented(question)
     return (
         f'{presented(question)}\n\nThink step by step, then end with "The answer is X.", where X is the letter of the '
         "correct option."
@@ -265,4 +290,4 @@ def reasoning_prompt(question: Question) -> str:
 def presented(question: Question) -> str:
     """Context if there is one, question, a line for each option."""
     options = "\n".join(f"{letter}. {option}" for letter, option in question.options.items())
-    return "\n\n".join(part for part in (question.context, f"{question.question}\n{options}") if part)
+    return "\n\n".join(part for part in (question.context, f"{question.question}\n{options}".rstrip()) if part)

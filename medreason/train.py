@@ -6,22 +6,23 @@ What is cheap and can fail comes first: configuration, hardware, rows. Then Unsl
 import os
 import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
 from medreason.command import command, swept_settings
-from medreason.config import ConfigError, Format, RunFailed, Source, TrainConfig
+from medreason.config import ConfigError, Format, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
 from medreason.run_directory import provenance, read_json, repeatable, resolve_checkpoint, write_json
 from medreason.wandb_runs import agent_parameters, finish_wandb, log_samples, wandb_logger
+
+if TYPE_CHECKING:
+    from medreason.memory import Need
 
 
 def train(config: TrainConfig) -> None:
@@ -59,10 +60,12 @@ INTERRUPTED = 130  # exit code of a run that was asked to stop, as a shell has i
 
 def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any) -> None:
     """Trains in this process, alone or as one of several. Whatever happens, run.json says how it ended."""
-    say("importing Unsloth (10 to 30 seconds)")
-    from medreason.model import import_unsloth, load_model, load_tokenizer
+    from medreason.memory import GIB, out_of_memory
+    from medreason.model import import_unsloth, load_model, load_tokenizer, plan_memory
 
-    import_unsloth()
+    if not config.model.precision.compiled:
+        say("importing Unsloth (10 to 30 seconds)")
+        import_unsloth()
     from medreason.callbacks import Stopped
     from medreason.datamodule import prepare
     from medreason.trial import Pruned, own_checkpoint
@@ -99,13 +102,18 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
     free_memory()
     L.seed_everything(config.seed, verbose=False)
     try:
+        plan = plan_memory(config, trained_tokens(config, data))
+        recompute = settled(config.trainer.recompute, plan)
+        record["memory"] = None if plan is None else {"expected_gib": round(plan.total / GIB, 2), "copies": plan.copies}
+        record["recompute"] = recompute.value
         say(f"loading {config.model.path} in {config.model.precision.value}")
         model = load_model(
             config.model,
             config.lora,
             row_tokens=config.data.row_tokens * config.trainer.rows_per_batch,
-            recompute=config.trainer.recompute,
+            recompute=recompute,
             seed=config.seed,
+            copies=1 if plan is None else plan.copies,
         )
         fit(config, run, resumed, model, tokenizer, data, record)
         record["status"] = "finished"
@@ -142,12 +150,18 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         summarize(run, record["results"], config.data.format)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the host."""
-    import torch
+def trained_tokens(config: TrainConfig, data: Any) -> int:
+    """Tokens of all rows that the run will train on, padding included."""
+    loader, trainer = data.loaders["train"], config.trainer
+    rows = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices) * trainer.accumulate
+    return int(rows * trainer.rows_per_batch * trainer.devices * loader.slots() / len(loader.rows))
 
-    # torch raises a bare RuntimeError on the host
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+def settled(asked: Recompute, plan: "Need | None") -> Recompute:
+    """What is recomputed: as asked for, as the plan has it, or nothing."""
+    if asked is not Recompute.auto:
+        return asked
+    return Recompute.none if plan is None else plan.recompute
 
 
 def free_memory() -> None:
@@ -175,6 +189,7 @@ def fit(
     from medreason.datamodule import ResumeMismatch
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
+    from medreason.sample_answers import SampleAnswers
     from medreason.trial import reports
 
     processes = config.trainer.devices
@@ -184,7 +199,10 @@ def fit(
     loggers = []
     if first_process():
         loggers = [metrics_logger(run, resumed), *wandb_logger(config, run, record["swept"], record["wandb_id"])]
-        record["wandb_id"] = loggers[1].version if len(loggers) > 1 else None
+        # a logger has no version before its run has begun
+        record["wandb_id"] = loggers[1].experiment.id if len(loggers) > 1 else None
+    asked = data.split.examples(data.split.validation[: config.trainer.answer_questions])
+    samples = SampleAnswers(config, tokenizer, asked, run / "samples.json", resumed=resumed is not None)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=processes,
@@ -206,6 +224,7 @@ def fit(
         callbacks=[
             Throughput(model),
             FiniteLoss(),
+            samples,
             *reports(run, config.monitor),
             *checkpoints(
                 run / "checkpoints",
@@ -222,12 +241,10 @@ def fit(
     say(f"training {trained / 1e6:.1f}M weights (LoRA r={config.lora.r}) for {total_steps} optimizer steps")
 
     results: dict[str, Any] = record["results"]
-    asked = data.split.validation[: config.trainer.answer_questions]
-    samples: list[dict[str, str]] = [asdict(example) for example in data.split.examples(asked)]
     if resumed is None:
         before = trainer.validate(finetuner, data, verbose=False)[0]
         results["val_loss_before"] = before["val/loss"]
-        ask(config, model, tokenizer, samples, "before")
+        results |= {f"{name}_before": value for name, value in samples.ask(model, "before").items()}
     try:
         trainer.fit(finetuner, data, ckpt_path=resumed, weights_only=True)
     except AdapterMismatch as error:
@@ -245,52 +262,13 @@ def fit(
         measured = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
     results["val_loss_after"] = float(measured)
     results["monitored"] = float(measured if config.monitor == "val/loss" else monitored)
-    ask(config, model, tokenizer, samples, "after")
+    results["answer_time_share"] = round(samples.time_share, 4)
+    results |= {f"{name}_after": value for name, value in samples.ask(model, "after").items()}
     if not first_process():
         return
-    if config.data.source is Source.clinical_cases and samples:
-        results |= accuracies(samples, config.data.format)
-    write_json(run / "samples.json", samples)
-    log_samples(samples, config.data.format)
+    samples.save()
+    log_samples(samples.samples, config.data.format)
     draw_curves(run)
-
-
-def ask(config: TrainConfig, model: Any, tokenizer: Any, samples: list[dict[str, str]], when: str) -> None:
-    """Adds to each sample what the model writes now, under `when`. Several processes share the questions."""
-    import torch.distributed as dist
-
-    from medreason.generate import generate_answers
-
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    written = generate_answers(
-        model,
-        tokenizer,
-        [sample["question"] for sample in samples[rank::processes]],
-        config.data.format,
-        max_new_tokens=config.trainer.max_answer_tokens,
-        batch_size=config.trainer.answer_batch,
-        progress=lambda done, total: say(f"answering held-out questions, {when} training: {done} of {total}"),
-    )
-    shares: list[list[str]] = [written]
-    if processes > 1:
-        shares = [[]] * processes
-        dist.all_gather_object(shares, written)
-    for share, answers in enumerate(shares):
-        for sample, text in zip(samples[share::processes], answers, strict=True):
-            sample[when] = text
-
-
-def accuracies(samples: Sequence[dict[str, str]], style: Format) -> dict[str, float]:
-    """Share of samples whose parsed answer matches the expected one exactly, before and after."""
-    from medreason.clinical_cases import answers_match
-    from medreason.prompts import parse_answer
-
-    return {
-        f"accuracy_{when}": sum(answers_match(parse_answer(s[when], style).answer, s["answer"]) for s in samples)
-        / len(samples)
-        for when in ("before", "after")
-        if when in samples[0]
-    }
 
 
 def save_config(config: TrainConfig, run: Path) -> None:
@@ -324,7 +302,12 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
                 console.print("          answer:    ", end="")
                 console.print(parsed.answer or "(none)", markup=False, soft_wrap=True)
     table = Table("", "before", "after")
-    for label, name, shape in (("held-out loss", "val_loss", "{:.3f}"), ("held-out exact match", "accuracy", "{:.1%}")):
+    measured = (
+        ("held-out loss", "val_loss", "{:.3f}"),
+        ("held-out exact match", "accuracy", "{:.1%}"),
+        ("reasoning, then answer", "format", "{:.1%}"),
+    )
+    for label, name, shape in measured:
         if f"{name}_after" in results:
             cells = [
                 shape.format(results[key]) if (key := f"{name}_{when}") in results else ""

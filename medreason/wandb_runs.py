@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from medreason.config import Format, LoggerKind, TrainConfig
 from medreason.progress import describe_swept, say
 from medreason.prompts import parse_answer
+from medreason.run_directory import read_json
 
 
 def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], identity: str | None) -> list[Any]:
@@ -38,18 +39,47 @@ def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], ident
     return [WandbLogger(project=config.logger.project, save_dir=run, offline=offline, **settings)]
 
 
-def log_samples(samples: Sequence[Mapping[str, str]], style: Format) -> None:
-    """Puts sample answers into the W&B run of this process, if there is one, as the table `samples`."""
+def log_samples(samples: Sequence[Mapping[str, Any]], style: Format) -> None:
+    """Puts sample answers into the W&B run of this process, if there is one, as the table `samples`.
+
+    Its column `when` is before, a training step, or after.
+    """
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None or not samples:
         return
     table = wandb.Table(["question", "expected", "when", "reasoning", "answer"])
     for sample in samples:
-        for when in ("before", "after"):
-            if when in sample:
-                written = parse_answer(sample[when], style)
+        texts = {"before": sample.get("before"), **sample.get("during", {}), "after": sample.get("after")}
+        for when, text in texts.items():
+            if text is not None:
+                written = parse_answer(text, style)
                 table.add_data(sample["question"], sample["answer"], when, written.reasoning, written.answer)
     wandb.run.log({"samples": table})
+
+
+def log_scores(config: TrainConfig, run: Path, name: str, scores: Mapping[str, Any]) -> None:
+    """Puts an evaluation's scores into the summary of a run's own W&B run, where it has one.
+
+    `evaluation/NAME/BENCHMARK/accuracy`, its interval's `low` and `high`, and `loss`, where a benchmark has them.
+    """
+    identity = read_json(run / "run.json").get("wandb_id")
+    if config.logger.kind is not LoggerKind.wandb or not identity:
+        return
+    import wandb
+
+    offline = os.environ.get("WANDB_MODE") == "offline" or not has_wandb_account()
+    logged: dict[str, float] = {}
+    for task, score in scores.items():
+        if score.get("accuracy") is not None:
+            low, high = score["interval"]
+            logged |= {f"{task}/accuracy": score["accuracy"], f"{task}/low": low, f"{task}/high": high}
+        if "loss" in score:
+            logged[f"{task}/loss"] = score["loss"]["mean"]
+    resumed: Any = wandb.init(
+        project=config.logger.project, dir=run, id=identity, resume="allow", mode="offline" if offline else "online"
+    )
+    resumed.summary.update({f"evaluation/{name}/{key}": value for key, value in logged.items()})
+    resumed.finish()
 
 
 def agent_parameters() -> dict[str, str]:

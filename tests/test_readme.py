@@ -1,9 +1,13 @@
 import re
 import shlex
 
+import hydra
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from conftest import ROOT, composed
+from medreason.command import load
+from medreason.config import ChatConfig, ExportConfig, ServeConfig
 
 README = (ROOT / "README.md").read_text()
 
@@ -15,6 +19,14 @@ def test_every_command_of_the_readme_composes(line: str) -> None:
     if "--multirun" in words:
         overrides = [word.split(",")[0] for word in overrides]
     composed(*overrides)
+
+
+@pytest.mark.parametrize(("name", "line"), re.findall(r"^python -m medreason\.(export|chat|serve) (.*)$", README, re.M))
+def test_every_command_on_a_run_composes(name: str, line: str) -> None:
+    schema = {"export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig}[name]
+    ConfigStore.instance().store(name="schema", node=schema)
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        load(hydra.compose(name, overrides=shlex.split(line, comments=True)), schema)
 
 
 def test_the_readme_names_every_file_and_no_other() -> None:

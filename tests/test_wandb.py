@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 from wandb_offline import read_offline_run
 
-from conftest import run_train, tiny_run
+from conftest import run_command, run_train, tiny_run
 from medreason.dashboard import LEARNING, SAMPLES, SPEED
 from medreason.run_directory import read_metrics, series
 from medreason.wandb_runs import agent_parameters, has_wandb_account
@@ -30,6 +31,22 @@ def test_an_offline_run_holds_everything_that_a_dashboard_shows(tmp_path: Path, 
     assert [(row["question"], row["when"]) for row in table] == [
         (sample["question"], when) for sample in samples for when in ("before", "after")
     ]
+
+
+def test_scores_of_an_evaluation_stand_in_the_summary_of_the_run_that_was_evaluated(
+    tmp_path: Path, rows_file: Path
+) -> None:
+    run = tmp_path / "run"
+    said = run_train(*tiny_run(run, rows_file, "logger=wandb", "trainer.max_steps=1", "trainer.answer_questions=0"))
+    assert said.returncode == 0, said.stderr[-3000:]
+    trained = read_offline_run(run).id
+    shutil.rmtree(run / "wandb")  # the reader takes the one run that is there
+    told = run_command("evaluate", f"run={run}", "benchmarks=[held_out]")
+    assert told.returncode == 0, told.stderr[-3000:]
+    logged = read_offline_run(run)
+    assert logged.id == trained
+    scores = json.loads((run / "evaluation" / "likelihood" / "scores.json").read_text())["scores"]
+    assert logged.summary["evaluation/likelihood/held_out/loss"] == pytest.approx(scores["held_out"]["loss"]["mean"])
 
 
 def test_a_failed_run_is_recorded_as_failed_with_its_reason(tmp_path: Path, rows_file: Path) -> None:

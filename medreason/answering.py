@@ -1,0 +1,172 @@
+"""Questions -> records, one after the other, by probabilities or by written answers; medreason/scores.py says what
+stands in a record.
+
+A question may be asked in several orders of its options, and answered several times in each:
+
+    orders=3     A. iron  B. zinc  C. tin  ->  A. zinc  B. tin  C. iron  ->  A. tin  B. iron  C. zinc
+    samples=2         A, A                          C, B                          B, B     as the model wrote them
+                      A, A                          A, C                          A, A     by the question's own letters
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from medreason.answers import huatuo_choice, strict_choice
+from medreason.clinical_cases import answers_match
+from medreason.config import Format
+from medreason.documents import tokenize
+from medreason.generate import Written
+from medreason.likelihood import completion_losses, option_logprobs
+from medreason.prompts import Example, parse_answer, prompt_text
+from medreason.statistics import majority
+from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, permuted, reasoning_prompt
+
+Record = dict[str, Any]
+Write = Callable[[Sequence[str]], Iterator[tuple[int, Written]]]  # prompts -> index of one, what was written to it
+AT_ONCE = 8  # batches of questions between two records that are written down
+
+
+def by_likelihood(
+    model: Any, tokenizer: Any, questions: Sequence[Question], style: Format, *, orders: int, batch_size: int
+) -> Iterator[Record]:
+    """Records with the probability of each letter right after the prompt, its mean over the orders of the options."""
+    for start in range(0, len(questions), AT_ONCE * batch_size):
+        members = questions[start : start + AT_ONCE * batch_size]
+        asked = [
+            (number, order)
+            for number, question in enumerate(members)
+            for order in cyclic_orders(len(question.options), orders)
+        ]
+        prompts = [
+            prompt_text(tokenizer, likelihood_prompt(permuted(members[number], order)), style)
+            for number, order in asked
+        ]
+        letters = [list(members[number].options) for number, _ in asked]
+        found: list[list[dict[str, float]]] = [[] for _ in members]  # of each question, in each order
+        first: dict[int, str] = {}
+        logprobs = option_logprobs(model, tokenizer, prompts, letters, batch_size=batch_size)
+        for (number, order), prompt, values in zip(asked, prompts, logprobs, strict=True):
+            found[number].append(own_letters(members[number], order, shares(values)))
+            first.setdefault(number, prompt)
+        for number, question in enumerate(members):
+            each = found[number]
+            mean = {letter: math.fsum(one[letter] for one in each) / len(each) for letter in question.options}
+            choices = [most(one) for one in each]
+            yield record(question, first[number], most(mean), choices) | {"probabilities": mean}
+
+
+def shares(logprobs: Sequence[float]) -> list[float]:
+    """Probabilities of the options alone, which sum to 1."""
+    top = max(logprobs)
+    weights = [math.exp(value - top) for value in logprobs]
+    return [weight / sum(weights) for weight in weights]
+
+
+def own_letters(question: Question, order: Sequence[int], values: Sequence[float]) -> dict[str, float]:
+    """Values of the options as they were asked, by the question's own letters."""
+    letters = list(question.options)
+    return {letters[option]: value for option, value in zip(order, values, strict=True)}
+
+
+def most(values: Mapping[str, float]) -> str:
+    return max(sorted(values), key=values.__getitem__)
+
+
+def by_loss(
+    model: Any, tokenizer: Any, questions: Sequence[Question], style: Format, *, batch_size: int
+) -> Iterator[Record]:
+    """Records with the loss of each expected reasoning and answer, summed over its tokens; in nats."""
+    for start in range(0, len(questions), AT_ONCE * batch_size):
+        members = questions[start : start + AT_ONCE * batch_size]
+        examples = [Example(question.question, question.reasoning, question.answer) for question in members]
+        documents = tokenize(examples, tokenizer, style)
+        losses = completion_losses(model, tokenizer, documents, batch_size=batch_size)
+        for question, document, loss in zip(members, documents, losses, strict=True):
+            prompt = prompt_text(tokenizer, question.question, style)
+            yield record(question, prompt, None, []) | {"gold": None, "loss": loss, "tokens": document.targets}
+
+
+def by_writing(
+    write: Write, tokenizer: Any, questions: Sequence[Question], kind: Kind, style: Format, *, orders: int, samples: int
+) -> Iterator[Record]:
+    """Records with what the model wrote, and what it commits to; a record comes once its question is answered whole."""
+    asked = [
+        (number, order)
+        for number, question in enumerate(questions)
+        for order in cyclic_orders(len(question.options), orders)
+        for _ in range(samples)
+    ]
+    prompts = [
+        prompt_text(tokenizer, reasoning_prompt(in_order(questions[number], order)), style) for number, order in asked
+    ]
+    left = [0] * len(questions)
+    for number, _ in asked:
+        left[number] += 1
+    found: list[dict[int, Written]] = [{} for _ in questions]  # of each question, by the place of its prompt
+    for place, written in write(prompts):
+        number = asked[place][0]
+        found[number][place] = written
+        if len(found[number]) == left[number]:
+            places = sorted(found[number])
+            texts = [(asked[each][1], found[number][each]) for each in places]
+            yield written_record(questions[number], prompts[places[0]], texts, kind, style)
+
+
+def in_order(question: Question, order: Sequence[int]) -> Question:
+    return permuted(question, order) if question.options else question
+
+
+def written_record(
+    question: Question, prompt: str, texts: Sequence[tuple[Sequence[int], Written]], kind: Kind, style: Format
+) -> Record:
+    """The record of one question's texts, each with the order of options that it answers."""
+    read = [choice_of(question, order, written.text, kind, style) for order, written in texts]
+    choice, share = majority([strict for strict, _ in read])
+    shown = next((place for place, (strict, _) in enumerate(read) if strict == choice), 0)
+    found = record(question, prompt, choice, [strict for strict, _ in read]) | {
+        "text": texts[shown][1].text,
+        "cut": any(written.cut for _, written in texts),
+        "formed": all(well_formed(written, style) for _, written in texts),
+    }
+    if kind is Kind.choice:
+        found["huatuo"] = majority([huatuo for _, huatuo in read])[0]
+    if kind is Kind.open:
+        found["gold"] = None
+    if len(texts) > 1:
+        found |= {"texts": [written.text for _, written in texts], "confidence": share}
+    return found
+
+
+def choice_of(
+    question: Question, order: Sequence[int], text: str, kind: Kind, style: Format
+) -> tuple[str | None, str | None]:
+    """What a text commits to, by the strict rule and by HuatuoGPT-o1's: the question's own letter, or its answer."""
+    answer = parse_answer(text, style).answer
+    if kind is not Kind.choice:
+        match = kind is Kind.exact and answers_match(answer, question.answer)
+        return (question.answer if match else answer or None), None
+    asked = permuted(question, order)
+    letters = list(question.options)
+    own = {letter: letters[option] for letter, option in zip(letters, order, strict=True)}
+    strict, huatuo = strict_choice(answer, asked.options), huatuo_choice(text, asked.options)
+    return (own[strict] if strict else None), own.get(huatuo, huatuo)  # its rule may name a letter that is no option
+
+
+def well_formed(written: Written, style: Format) -> bool:
+    """Whether a text shows its reasoning and then answers, within the length limit."""
+    parsed = parse_answer(written.text, style)
+    return bool(parsed.reasoning and parsed.answer) and not written.cut
+
+
+def record(question: Question, prompt: str, choice: str | None, choices: Sequence[str | None]) -> Record:
+    return {
+        "id": question.id,
+        "subject": question.subject,
+        "gold": question.answer,
+        "prompt": prompt,
+        "text": "",
+        "choice": choice,
+        "choices": list(choices),
+        "cut": False,
+    }

@@ -1,0 +1,383 @@
+"""The fast engine: decoder layers of Llama's and Mistral's shape, each as one step forward and one back.
+
+    x --norm--> q k v --rotate, attend--> o --+ x--> x2 --norm--> gate up --swiglu--> down --+ x2--> next layer
+
+Weights are frozen but for LoRA's, so a product needs no input kept for the sake of its weight. What LoRA's gradients
+need is the input in the form in which it was multiplied: one cast to eight bits serves q, k, v and their adapters, and
+one product gives all three. The passes between products are kernels of their own (medreason/kernels.py), the same for
+every layer: nothing is compiled that depends on depth.
+
+The model stays transformers' and PEFT's: weights, names, generation. Training's pass over packed rows is this file's.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from medreason import kernels
+from medreason.attention import Documents, attend, attend_backward
+from medreason.config import ConfigError, LoraConfig, Recompute
+from medreason.fp8 import FrozenLinear, Rows, product, quantise_frozen, scales_of_two
+from medreason.memory import LOGIT_ROWS
+
+if TYPE_CHECKING:
+    from medreason.datamodule import PackedBatch
+
+ARCHITECTURES = ("llama", "mistral")
+
+
+class Projection:
+    """Linear layers that share an input, as one product, and their adapters.
+
+    Adapters too are one product: all A's one below the other, and the B's along the diagonal of one matrix.
+    """
+
+    def __init__(
+        self, owner: nn.Module, names: Sequence[str], fp8: bool, transposed: bool, device: torch.device
+    ) -> None:
+        modules = [getattr(owner, name) for name in names]
+        weights = [frozen_weight(module).detach() for module in modules]
+        weight = torch.cat([one.to(device) for one in weights])
+        self.dtype, self.factor = weight.dtype, 1.0
+        self.weight = quantise_frozen(weight) if fp8 else Rows(weight, None)
+        self.transposed_scale = scales_of_two(weight.t()) if fp8 else None
+        self.transposed: Rows | None = self.transpose() if transposed else None
+        self.parts: list[tuple[slice, slice]] = []  # of each adapter: columns of the result, its ranks
+        self.parameters: list[nn.Parameter] = []  # A and B of each adapter, float32
+        start = rank = 0
+        for name, module, own in zip(names, modules, weights, strict=True):
+            columns = slice(start, start + own.shape[0])
+            start = columns.stop
+            share_weight(owner, name, self.weight, columns, self.dtype)
+            if hasattr(module, "lora_A"):
+                module.to(device)
+                down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+                self.parts.append((columns, slice(rank, rank + down.shape[0])))
+                self.parameters += [down, up]
+                self.factor, rank = module.scaling["default"], rank + down.shape[0]
+        # the adapters as products take them, renewed at each pass
+        self.down = torch.empty(rank, weight.shape[1], dtype=self.dtype, device=device)
+        self.up = torch.zeros(weight.shape[0], rank, dtype=self.dtype, device=device)
+
+    def transpose(self) -> Rows:
+        """The frozen weight as the backward pass multiplies with it: 16 bits are looked at, 8 bits made anew."""
+        if self.transposed_scale is None:
+            return Rows(self.weight.values.t(), None)
+        return kernels.transposed(self.weight, self.transposed_scale)
+
+    def copies(self) -> list[Tensor]:
+        """Where the values of `parameters` go before a pass."""
+        return [copy for columns, ranks in self.parts for copy in (self.down[ranks], self.up[columns, ranks])]
+
+    def narrow(self, x: Rows) -> Tensor:
+        """What A makes of the rows, times LoRA's factor: (tokens, ranks)."""
+        return kernels.narrow(x, self.down, self.factor)
+
+    def wide(self, x: Rows, narrow: Tensor, other: Tensor | None = None) -> Tensor:
+        """The product with the frozen weight, and what B makes of `narrow`, and `other`."""
+        y = product(x, self.weight, self.dtype)
+        if self.parts:
+            return kernels.add_product(y, narrow, self.up.t(), other)
+        return y if other is None else y.add_(other)
+
+    def backward(self, grad: Rows, x: Rows, narrow: Tensor, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
+        """Gradients of x, where it is wanted, and of `parameters`."""
+        x_grad = product(grad, self.transposed or self.transpose(), self.dtype) if wanted else None
+        if not self.parts:
+            return x_grad, []
+        narrow_grad = kernels.narrow(grad, self.up.t(), self.factor)
+        up_grad, down_grad = kernels.summed_outer(grad, narrow), kernels.summed_outer(x, narrow_grad)
+        grads = [one for columns, ranks in self.parts for one in (down_grad[ranks], up_grad[ranks, columns].t())]
+        return None if x_grad is None else kernels.add_product(x_grad, narrow_grad, self.down), grads
+
+
+def frozen_weight(module: nn.Module) -> Tensor:
+    weight = getattr(module, "base_layer", module).weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def share_weight(owner: nn.Module, name: str, weight: Rows, columns: slice, dtype: torch.dtype) -> None:
+    """Lets transformers' own layer look at its part of the joint weight, so that it is held once."""
+    module = getattr(owner, name)
+    if weight.scale is None:
+        getattr(module, "base_layer", module).weight.data = weight.values[columns]
+        return
+    frozen = FrozenLinear(Rows(weight.values[columns], weight.scale[columns]), dtype)
+    if hasattr(module, "base_layer"):
+        module.base_layer = frozen
+    else:
+        setattr(owner, name, frozen)
+
+
+@dataclass
+class Kept:
+    """What a layer's forward pass leaves for the backward pass. None: computed again when it is needed."""
+
+    x: Tensor
+    normed: Rows | None = None
+    qkv_narrow: Tensor | None = None
+    qkv: Tensor | None = None  # after rotation
+    attended: Tensor | None = None
+    attention_state: Any = None
+    o_rows: Rows | None = None
+    o_narrow: Tensor | None = None
+    x2: Tensor | None = None
+    normed2: Rows | None = None
+    gate_up_narrow: Tensor | None = None
+    gate_up: Tensor | None = None
+    activated: Rows | None = None
+    down_narrow: Tensor | None = None
+
+
+KEPT = {  # the gated unit is 70% of what a layer leaves; attention's part costs more to make again than it holds
+    Recompute.none: tuple(field.name for field in fields(Kept)),
+    Recompute.selective: ("x", "qkv", "attended", "attention_state", "x2"),
+    Recompute.full: ("x",),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What all layers need to know of a row."""
+
+    cos: Tensor  # (tokens, head)
+    sin: Tensor
+    documents: Documents
+    cast: list[tuple[Tensor, Rows]]  # the gradient that a layer hands down, in the form in which it is multiplied next
+
+    def rows_of(self, grad: Tensor, fp8: bool) -> Rows:
+        handed, rows = self.cast.pop() if self.cast else (None, None)
+        return rows if rows is not None and handed is grad else kernels.cast_rows(grad, fp8=fp8)
+
+
+class Layer:
+    """One decoder layer over packed rows."""
+
+    def __init__(self, module: Any, config: Any, fp8: bool, transposed: bool, device: torch.device) -> None:
+        self.fp8, self.eps = fp8, config.rms_norm_eps
+        self.head = module.self_attn.head_dim
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.norm = module.input_layernorm.to(device).weight
+        self.norm2 = module.post_attention_layernorm.to(device).weight
+        self.qkv = Projection(module.self_attn, ("q_proj", "k_proj", "v_proj"), fp8, transposed, device)
+        self.o = Projection(module.self_attn, ("o_proj",), fp8, transposed, device)
+        self.gate_up = Projection(module.mlp, ("gate_proj", "up_proj"), fp8, transposed, device)
+        self.down = Projection(module.mlp, ("down_proj",), fp8, transposed, device)
+        self.projections = (self.qkv, self.o, self.gate_up, self.down)
+        self.parameters = [one for projection in self.projections for one in projection.parameters]
+
+    def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys, values, each (tokens, heads, head), as views of `qkv`."""
+        counts = [self.heads, self.key_heads, self.key_heads]
+        q, k, v = torch.split(qkv.view(len(qkv), -1, self.head), counts, 1)
+        return q, k, v
+
+    def attention(self, kept: Kept, row: Row) -> None:
+        """Fills in what is missing up to x2."""
+        if kept.normed is None:
+            _, kept.normed = kernels.rms_norm(kept.x, self.norm, self.eps, fp8=self.fp8)
+        if kept.qkv_narrow is None:
+            kept.qkv_narrow = self.qkv.narrow(kept.normed)
+        if kept.qkv is None:
+            qkv = self.qkv.wide(kept.normed, kept.qkv_narrow)
+            kept.qkv = kernels.rotate(qkv, row.cos, row.sin, self.heads + self.key_heads)
+        if kept.attended is None:
+            attended, kept.attention_state = attend(*self.split_heads(kept.qkv), row.documents)
+            kept.attended = attended.flatten(1)
+        if kept.o_rows is None:
+            kept.o_rows = kernels.cast_rows(kept.attended, fp8=self.fp8)
+        if kept.o_narrow is None:
+            kept.o_narrow = self.o.narrow(kept.o_rows)
+        if kept.x2 is None:
+            delta = self.o.wide(kept.o_rows, kept.o_narrow)
+            kept.x2, kept.normed2 = kernels.rms_norm(kept.x, self.norm2, self.eps, delta, fp8=self.fp8)
+
+    def gated_unit(self, kept: Kept) -> None:
+        """Fills in what is missing from x2 on."""
+        assert kept.x2 is not None
+        if kept.normed2 is None:
+            _, kept.normed2 = kernels.rms_norm(kept.x2, self.norm2, self.eps, fp8=self.fp8)
+        if kept.gate_up_narrow is None:
+            kept.gate_up_narrow = self.gate_up.narrow(kept.normed2)
+        if kept.gate_up is None:
+            kept.gate_up = self.gate_up.wide(kept.normed2, kept.gate_up_narrow)
+        if kept.activated is None:
+            kept.activated = kernels.swiglu(kept.gate_up, fp8=self.fp8)
+        if kept.down_narrow is None:
+            kept.down_narrow = self.down.narrow(kept.activated)
+
+
+class LayerStep(torch.autograd.Function):
+    """A layer in torch's graph. LoRA's weights are arguments only so that torch asks for their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: Layer, row: Row, recompute: Recompute, *parameters: Tensor) -> Tensor:
+        kept = Kept(x)
+        layer.attention(kept, row)
+        layer.gated_unit(kept)
+        assert kept.activated is not None and kept.down_narrow is not None and kept.x2 is not None
+        y = layer.down.wide(kept.activated, kept.down_narrow, kept.x2)
+        ctx.kept = Kept(**{name: getattr(kept, name) for name in KEPT[recompute]})
+        ctx.layer, ctx.row = layer, row
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        layer, row, kept = ctx.layer, ctx.row, ctx.kept
+        ctx.kept = None  # torch would hold it until the whole pass is over
+        layer.attention(kept, row)
+        layer.gated_unit(kept)
+        rows = row.rows_of(grad, layer.fp8)
+        activated_grad, down_grads = layer.down.backward(rows, kept.activated, kept.down_narrow)
+        kept.activated = None
+        rows = kernels.swiglu_backward(activated_grad, kept.gate_up, fp8=layer.fp8)
+        del activated_grad
+        kept.gate_up = None
+        normed_grad, gate_up_grads = layer.gate_up.backward(rows, kept.normed2, kept.gate_up_narrow)
+        x2_grad, rows = kernels.rms_norm_backward(normed_grad, kept.x2, layer.norm2, layer.eps, grad, fp8=layer.fp8)
+        kept.x2 = kept.normed2 = None
+
+        attended_grad, o_grads = layer.o.backward(rows, kept.o_rows, kept.o_narrow)
+        q, k, v = layer.split_heads(kept.qkv)
+        attended, shaped_grad = (one.view(len(one), -1, layer.head) for one in (kept.attended, attended_grad))
+        grads = attend_backward(shaped_grad, q, k, v, attended, kept.attention_state, row.documents)
+        rows = kernels.rotate_backward(*grads, row.cos, row.sin, fp8=layer.fp8)
+        # the first layer's input is a frozen embedding
+        wanted = ctx.needs_input_grad[0]
+        normed_grad, qkv_grads = layer.qkv.backward(rows, kept.normed, kept.qkv_narrow, wanted)
+        x_grad = None
+        if wanted:
+            x_grad, rows = kernels.rms_norm_backward(normed_grad, kept.x, layer.norm, layer.eps, x2_grad, fp8=layer.fp8)
+            row.cast.append((x_grad, rows))
+        return x_grad, None, None, None, *qkv_grads, *o_grads, *gate_up_grads, *down_grads
+
+
+class HeadLoss(torch.autograd.Function):
+    """Last norm, head and cross entropy, a few tokens at a time; gradients are made with the loss, in one visit."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Tensor, eps: float, head: Tensor, labels: Tensor, train: bool) -> Tensor:
+        normed_grad = torch.empty_like(x) if train else None
+        total = torch.zeros((), device=x.device)
+        for start in range(0, len(x), LOGIT_ROWS):
+            part = slice(start, start + LOGIT_ROWS)
+            _, normed = kernels.rms_norm(x[part], norm, eps, fp8=False)
+            logits = normed.values @ head.t()
+            total += kernels.cross_entropy(logits, labels[part]).sum()
+            if normed_grad is not None:
+                torch.mm(logits, head, out=normed_grad[part])
+        ctx.eps = eps
+        ctx.save_for_backward(normed_grad, x, norm)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        normed_grad, x, norm = ctx.saved_tensors
+        x_grad, _ = kernels.rms_norm_backward(normed_grad, x, norm, ctx.eps, fp8=False)
+        return x_grad.mul_(grad), None, None, None, None, None
+
+
+class PackedPass:
+    """Takes the decoder layers of a PEFT model over; `loss` is training's pass over packed rows."""
+
+    def __init__(self, model: Any, *, fp8: bool, copies: int, recompute: Recompute, device: torch.device) -> None:
+        causal = model.base_model.model  # PeftModel -> LoraModel -> transformers' model
+        self.causal, self.fp8, self.recompute = causal, fp8, recompute
+        self.layers = [
+            Layer(module, causal.config, fp8, copies > 1 or not fp8, device) for module in causal.model.layers
+        ]
+        model.to(device)
+        projections = [projection for layer in self.layers for projection in layer.projections]
+        pairs = [pair for one in projections for pair in zip(one.copies(), one.parameters, strict=True)]
+        # torch copies a list in one kernel only where all of it is contiguous, which parts of a diagonal are not
+        self.renewed = [[pair for pair in pairs if pair[0].is_contiguous() is whole] for whole in (True, False)]
+
+    def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """Cross entropy summed over labels that are not negative; float32, shape ().
+
+        The first three are (tokens,) int64; labels are not shifted. `lengths` are those of the documents.
+        """
+        decoder = self.causal.model
+        with torch.no_grad():
+            for pairs in self.renewed:
+                torch._foreach_copy_([copy for copy, _ in pairs], [value for _, value in pairs])
+            x = decoder.embed_tokens(input_ids)
+            cos, sin = (one[0].contiguous() for one in decoder.rotary_emb(x[None], position_ids[None]))
+        window = getattr(decoder.config, "sliding_window", None)
+        row = Row(cos, sin, Documents.of(lengths, window, x.device), [])
+        for layer in self.layers:
+            x = LayerStep.apply(x, layer, row, self.recompute, *layer.parameters)
+        shifted = torch.nn.functional.pad(labels[1:], (0, 1), value=-100)
+        norm, head = decoder.norm, self.causal.lm_head.weight
+        loss: Tensor = HeadLoss.apply(x, norm.weight, norm.variance_epsilon, head, shifted, torch.is_grad_enabled())
+        return loss
+
+    def step(self, batch: "PackedBatch") -> Tensor:
+        """`loss` of a batch; 0 for one that counts for nothing."""
+        tokens, labels, positions = (one.flatten() for one in (batch.input_ids, batch.labels, batch.position_ids))
+        with torch.autocast(tokens.device.type, enabled=False):
+            loss = self.loss(tokens, labels, positions, batch.lengths)
+        return loss if batch.targets else 0 * loss
+
+
+def load_compiled(
+    path: str, revision: str | None, lora: LoraConfig, *, fp8: bool, copies: int, recompute: Recompute, seed: int
+) -> Any:
+    """A PEFT model in training mode whose attribute `packed` is its PackedPass. LoRA is float32, the base bfloat16.
+
+    In fp8 the base is held in 2 `copies`, one for each direction, or in 1, of which each backward pass makes the other
+    anew: half the memory, a few per cent of a step's time, the same gradients.
+
+    Raises ConfigError for a model of another architecture. TrainConfig refuses kinds of LoRA that it lacks.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    check_architecture(AutoConfig.from_pretrained(path, revision=revision))
+    # the base goes through the host's memory, a layer at a time: the card never holds it in 16 bits and in 8
+    base = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.bfloat16)
+    return adapt(base, lora, fp8=fp8, copies=copies, recompute=recompute, seed=seed)
+
+
+def adapt(base: Any, lora: LoraConfig, *, fp8: bool, copies: int, recompute: Recompute, seed: int) -> Any:
+    """A PEFT model over a transformers model, which it takes over; on this process's GPU where there is one."""
+    from peft import LoraConfig as PeftConfig
+    from peft import get_peft_model
+
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )
+    torch.manual_seed(seed)
+    model = get_peft_model(
+        base,
+        PeftConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            use_rslora=lora.rslora,
+            task_type="CAUSAL_LM",
+        ),
+    )
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    model.packed = PackedPass(model, fp8=fp8, copies=copies, recompute=recompute, device=device)
+    return model.train()
+
+
+def check_architecture(config: Any) -> None:
+    """Raises ConfigError for a model that this engine would not compute as transformers does."""
+    instead = "use model.precision=nf4 or half (Unsloth)"
+    if config.model_type not in ARCHITECTURES:
+        raise ConfigError(
+            f"model.precision=fp8 and bf16 know {' and '.join(ARCHITECTURES)} models, not "
+            f"{config.model_type}; {instead}"
+        )
+    biased = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
+    if biased or config.hidden_act != "silu":
+        raise ConfigError(f"model.precision=fp8 and bf16 know layers with SiLU and without biases; {instead}")

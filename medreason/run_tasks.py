@@ -1,0 +1,53 @@
+"""Benchmarks that need no file: rule-made cases, and what a run has held out.
+
+clinical_cases   20 cases of each kind, the same for every run, less those that it was trained on; exact match
+held_out         the run's own held-out rows: loss and perplexity, or with method=generate the shape of its answers
+"""
+
+from collections.abc import Iterable
+
+from medreason.clinical_cases import KINDS, generate_cases
+from medreason.contamination import Question as Asked
+from medreason.contamination import find_matches
+from medreason.corpus import Split, digest
+from medreason.prompts import Example
+from medreason.tasks import Kind, Question, Task, make_task
+from medreason.wording import normal
+
+RUN_TASKS = ("clinical_cases", "held_out")
+CASES_OF_A_KIND, CASES_SEED = 20, 2026  # a seed that no run's own cases are made with by default
+
+
+def run_task(name: str, split: Split) -> Task:
+    """A task of RUN_TASKS for the run whose rows these are. Raises ConfigError where it has no question left."""
+    if name == "held_out":
+        return make_task(name, held_out(split), Kind.open)
+    return make_task(name, clinical_cases({normal(one.question) for one in learned(split)}), Kind.exact)
+
+
+def learned(split: Split) -> list[Example]:
+    """The examples that a run was trained on, each once."""
+    return split.examples(sorted(set(split.train.tolist())))
+
+
+def held_out(split: Split) -> Iterable[tuple[str, Question]]:
+    """A run's held-out rows, known by their content, so that another run's answers to them can be found."""
+    for index in split.validation.tolist():
+        row = split.corpus.example(index)
+        place = split.corpus.table["place"][index].as_py()
+        yield place, Question(digest(row).hex()[:16], row.question, {}, row.answer, "", "", row.reasoning)
+
+
+def clinical_cases(known: set[str]) -> Iterable[tuple[str, Question]]:
+    """Cases of every kind whose question is not among the `known`; their kind is their subject."""
+    for kind in KINDS:
+        for number, case in enumerate(generate_cases(CASES_OF_A_KIND, CASES_SEED, [kind]), 1):
+            identity = f"{kind}-{number}"
+            if normal(case.question) not in known:
+                yield identity, Question(identity, case.question, {}, case.answer, kind, "", case.reasoning)
+
+
+def seen_in_training(task: Task, examples: list[Example]) -> set[str]:
+    """Ids of a benchmark's questions that share text with what was learned; stock phrases do not count."""
+    asked = [Asked(task.name, question.id, question.question) for question in task.questions]
+    return {match.id for match in find_matches(examples, asked) if not match.boilerplate}

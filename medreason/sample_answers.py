@@ -1,0 +1,128 @@
+"""Held-out questions answered before training, at validations, and after: what a loss does not show.
+
+A run's samples.json is a list of these; `during` keeps the training steps apart.
+
+    {"question": ..., "reasoning": ..., "answer": ...,              as expected
+     "before": TEXT, "during": {"100": TEXT, "200": TEXT}, "after": TEXT}
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+
+from medreason.answering import well_formed
+from medreason.clinical_cases import answers_match
+from medreason.config import Source, TrainConfig
+from medreason.generate import Written, generate_answers
+from medreason.progress import first_process, say
+from medreason.prompts import Example, parse_answer
+from medreason.run_directory import write_json
+
+Sample = dict[str, Any]
+
+
+class SampleAnswers(Callback):
+    """Answers the samples at every validation for which `trainer.answer_share` leaves time.
+
+    Logs `val/format` (share that shows reasoning, then answers), `val/tokens` (mean length), where answers can be
+    checked `val/accuracy` (exact match), and `val/time_share` (of the time since training began).
+    """
+
+    def __init__(self, config: TrainConfig, tokenizer: Any, examples: Sequence[Example], path: Path, *, resumed: bool):
+        self.config, self.tokenizer, self.path = config, tokenizer, path
+        self.samples: list[Sample] = earlier_samples(path, examples) if resumed else [asdict(one) for one in examples]
+        self.began: float | None = None
+        self.spent = self.last = 0.0  # seconds
+
+    def on_train_start(self, *_: Any) -> None:
+        self.began = time.monotonic()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.began is None or trainer.state.fn != TrainerFn.FITTING or not self.samples:
+            return
+        elapsed = time.monotonic() - self.began
+        allowed = self.spent + self.last <= self.config.trainer.answer_share * (elapsed + self.last)
+        if not trainer.strategy.broadcast(allowed):
+            return
+        step = trainer.global_step
+        written = self.answer(pl_module.model, f"at step {step}")
+        for sample, each in zip(self.samples, written, strict=True):
+            sample.setdefault("during", {})[str(step)] = each.text
+        self.spent += self.last
+        self.save()
+        for name, value in self.scores(written).items():
+            pl_module.log(f"val/{name}", value)
+        pl_module.log("val/time_share", self.time_share)
+
+    def ask(self, model: Any, when: str) -> dict[str, float]:
+        """Answers the samples `before` or `after` training; their scores."""
+        if not self.samples:
+            return {}
+        written = self.answer(model, f"{when} training")
+        for sample, each in zip(self.samples, written, strict=True):
+            sample[when] = each.text
+        self.save()
+        return self.scores(written)
+
+    def answer(self, model: Any, when: str) -> list[Written]:
+        """What the model writes now. Several processes share the questions."""
+        started = time.monotonic()
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        own = generate_answers(
+            model,
+            self.tokenizer,
+            [sample["question"] for sample in self.samples[rank::processes]],
+            self.config.data.format,
+            max_new_tokens=self.config.trainer.max_answer_tokens,
+            batch_size=self.config.trainer.answer_batch,
+            progress=lambda done, total: say(f"answering held-out questions, {when}: {done} of {total}"),
+        )
+        answers = own
+        if processes > 1:
+            shares: list[list[Written]] = [[]] * processes
+            dist.all_gather_object(shares, own)
+            answers = [shares[index % processes][index // processes] for index in range(len(self.samples))]
+        self.last = time.monotonic() - started
+        return answers
+
+    def scores(self, written: Sequence[Written]) -> dict[str, float]:
+        """format, tokens and, where answers can be checked, accuracy."""
+        style = self.config.data.format
+        tokens = [len(self.tokenizer(each.text, add_special_tokens=False).input_ids) for each in written]
+        found = {
+            "format": sum(well_formed(each, style) for each in written) / len(written),
+            "tokens": sum(tokens) / len(written),
+        }
+        if self.config.data.source is Source.clinical_cases:
+            matched = [
+                answers_match(parse_answer(each.text, style).answer, sample["answer"])
+                for each, sample in zip(written, self.samples, strict=True)
+            ]
+            found["accuracy"] = sum(matched) / len(matched)
+        return found
+
+    @property
+    def time_share(self) -> float:
+        """Of the time since training began, what answering took at validations."""
+        return self.spent / (time.monotonic() - self.began) if self.began is not None else 0.0
+
+    def save(self) -> None:
+        if first_process():
+            write_json(self.path, self.samples)
+
+
+def earlier_samples(path: Path, examples: Sequence[Example]) -> list[Sample]:
+    """The samples of these examples with what a run wrote before it was interrupted, as far as that can be read."""
+    try:
+        known = {sample["question"]: sample for sample in json.loads(path.read_text())}
+    except (OSError, ValueError, TypeError, KeyError):
+        known = {}
+    return [known.get(example.question, {}) | asdict(example) for example in examples]

@@ -1,0 +1,56 @@
+"""Continuous batching writes what plain batches write. On a CPU: slow, so few and short answers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import run_train, tiny_run
+from medreason.config import Format
+from medreason.continuous import load_merged, write_continuously
+from medreason.generate import write_in_batches
+from medreason.model import load_trained
+from medreason.prompts import prompt_text
+from medreason.run_directory import run_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    more = ["trainer.max_steps=8", "trainer.answer_questions=0", "model.precision=nf4", "lora.alpha=64"]
+    said = run_train(*tiny_run(run, rows_file, *more))
+    assert said.returncode == 0, said.stderr[-3000:]
+    return run
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[str]:
+    asked = ["Stage?", "Which anaemia has an MCV of 120 fL?", "Fever?", "Stage?", "Which weight class, at a BMI of 31?"]
+    return [prompt_text(tokenizer, question, Format.think) for question in asked]
+
+
+def test_the_merged_model_is_the_trained_one(run: Path, tokenizer: Any, prompts: list[str]) -> None:
+    config = run_config(run)
+    trained = load_trained(config, run / "adapter").float()
+    merged, base = load_merged(config, run / "adapter"), load_merged(config, None)
+    tokens = tokenizer(prompts[1], add_special_tokens=False, return_tensors="pt").input_ids
+    with torch.inference_mode():
+        ours, theirs, plain = (model(input_ids=tokens, use_cache=False).logits for model in (merged, trained, base))
+    moved = (ours - plain).abs().max()
+    assert (ours - theirs).abs().max() < 0.05 * moved  # 4-bit products are computed in other widths
+
+
+def test_answers_equal_those_of_plain_batches(run: Path, tokenizer: Any, prompts: list[str]) -> None:
+    model = load_merged(run_config(run), run / "adapter")
+    plain = dict(write_in_batches(model, tokenizer, prompts, max_new_tokens=12, batch_size=2))
+    continuous = dict(write_continuously(model, tokenizer, prompts, max_new_tokens=12, memory_share=0.01))
+    assert continuous == plain
+    assert sorted(continuous) == [0, 1, 2, 3, 4] and continuous[0] == continuous[3]
+
+
+def test_samples_of_one_prompt_differ(run: Path, tokenizer: Any, prompts: list[str]) -> None:
+    model = load_merged(run_config(run), run / "adapter")
+    found = dict(write_continuously(model, tokenizer, [prompts[0]] * 4, max_new_tokens=8, temperature=1.0, seed=1,
+                                    memory_share=0.01))  # fmt: skip
+    assert len({written.text for written in found.values()}) > 1

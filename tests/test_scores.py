@@ -1,0 +1,62 @@
+import math
+from typing import Any
+
+import pytest
+
+from medreason.scores import compare, summarize
+
+
+def choice(identity: str, gold: str | None, chosen: str | None, **more: Any) -> dict[str, Any]:
+    base = {"id": identity, "subject": "s", "gold": gold, "choice": chosen, "choices": [chosen], "cut": False}
+    return base | more
+
+
+def losing(identity: str, loss: float, tokens: int) -> dict[str, Any]:
+    return choice(identity, None, None) | {"choices": [], "loss": loss, "tokens": tokens}
+
+
+def test_questions_seen_in_training_are_scored_apart() -> None:
+    records = [choice("a", "A", "A"), choice("b", "A", "A"), choice("c", "A", "B"), choice("d", "A", None)]
+    found = summarize(records, {"a", "b"})
+    assert (found["accuracy"], found["unseen"]["accuracy"], found["unseen"]["questions"]) == (0.5, 0.0, 2)
+    assert found["no_answer"] == 1
+    assert "unseen" not in summarize(records)
+
+
+def test_the_mean_loss_is_weighted_by_tokens() -> None:
+    found = summarize([losing("a", 30.0, 10), losing("b", 10.0, 10), losing("c", 60.0, 30)])["loss"]
+    assert found["mean"] == pytest.approx(2.0)
+    assert found["perplexity"] == pytest.approx(math.exp(2.0))
+    low, high = found["interval"]
+    assert low < 2.0 < high and found["perplexity_interval"] == [math.exp(low), math.exp(high)]
+    assert "accuracy" not in summarize([losing("a", 1.0, 1)])
+
+
+def test_losses_are_compared_row_by_row() -> None:
+    ours = [losing(str(i), 10.0 + i, 10) for i in range(20)]
+    theirs = [losing(str(i), 12.0 + i + (i % 2), 10) for i in range(20)]
+    found = compare(ours, theirs)
+    assert found is not None
+    assert found["difference"] == pytest.approx(-0.25)
+    assert found["interval"][1] < 0 and found["in_words"].startswith("its loss is lower: -0.250 nats a token")
+    same = compare(ours, ours)
+    assert same is not None and "no significant difference" in same["in_words"]
+    assert compare(ours, [losing(str(i), 1.0, 11) for i in range(20)]) is None  # another tokenizer
+
+
+def test_agreement_and_confidence_come_with_several_choices() -> None:
+    records = [
+        choice("a", "A", "A", choices=["A", "A"], confidence=1.0),
+        choice("b", "A", "B", choices=["B", "A"], confidence=0.5),
+    ]
+    found = summarize(records)
+    assert found["agreement"]["accuracy"] == 0.5
+    assert found["calibration"]["ece"] == pytest.approx(0.25)  # sure and right; half sure and wrong
+    assert "brier" not in found["calibration"]
+
+
+def test_an_open_question_counts_only_for_the_form_of_its_answer() -> None:
+    records = [choice("a", None, "text", formed=True), choice("b", None, "text", formed=False)]
+    found = summarize(records)
+    assert found["format"]["accuracy"] == 0.5 and "accuracy" not in found
+    assert compare(records, records) is None
