@@ -1,0 +1,132 @@
+"""python -m medreason.chat run=DIR: ask a run's model, in the terminal, or with page=true on a web page.
+
+question --prompts, with earlier turns--> AnswerStream --split_stream--> reasoning, dimmed | answer
+"""
+
+import os
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medreason.command import command
+from medreason.config import ChatConfig, ConfigError, Format, Precision, TrainConfig
+from medreason.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
+from medreason.export import questions_of
+from medreason.preflight import check_installed, check_model_path, check_port, settle_hub
+from medreason.progress import quieten, say
+from medreason.prompts import FORMATS, conversation_text, marks
+from medreason.run_directory import answering_config
+
+SAMPLES = 3  # questions that the page offers
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model that answers questions."""
+
+    model: Any
+    tokenizer: Any
+    style: Format
+    context_tokens: int  # prompt and answer
+    max_new_tokens: int
+    temperature: float
+
+    def ask(self, conversation: Conversation, question: str) -> Generator[Piece]:
+        """The answer's pieces as they come. At their end, or where they are left, the conversation has the turn.
+
+        Raises ConfigError, before any piece, for a question that is too long.
+        """
+
+        def tokens_of(earlier: Any) -> list[int]:
+            text = conversation_text(self.tokenizer, earlier, question, self.style)
+            tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return tokens
+
+        room = min(self.max_new_tokens, self.context_tokens // 2)
+        prompt = fit(conversation, tokens_of, context_tokens=self.context_tokens, answer_tokens=room)
+        return self.answer(conversation, question, prompt)
+
+    def answer(self, conversation: Conversation, question: str, prompt: list[int]) -> Generator[Piece]:
+        from medreason.stream import AnswerStream
+
+        opened = self.tokenizer.decode(prompt).rstrip().endswith(marks(self.style)[0])
+        limit = min(self.max_new_tokens, self.context_tokens - len(prompt))
+        stream = AnswerStream(self.model, self.tokenizer, prompt, max_new_tokens=limit, temperature=self.temperature)
+        ending: Ending = "stopped"
+        try:
+            yield from split_stream(stream, self.style, opened=opened)
+            ending = "cut" if stream.cut else "whole"
+        finally:
+            conversation.turns.append(Turn.of(question, stream.text, self.style, ending, opened=opened))
+            stream.stop()
+
+
+def chat(config: ChatConfig) -> None:
+    trained = check_chat(config)
+    run = Path(config.run)
+    title = f"{run.resolve().name}, {'before training' if config.base else 'as trained'}"
+    speaker = load_speaker(config, trained)
+    if config.page:
+        from medreason.chat_page import open_page
+
+        say(f"the page: http://{config.host}:{config.port} (Ctrl-C ends it)")
+        samples = questions_of(run, SAMPLES)
+        open_page(speaker.ask, title, samples, stands_alone(speaker.style), config.host, config.port)
+    else:
+        colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        from medreason.chat_terminal import Terminal, typed_lines
+
+        Terminal(speaker.ask, title, stands_alone(speaker.style), colour).talk(typed_lines())
+
+
+def check_chat(config: ChatConfig) -> TrainConfig:
+    """The run's settings. Raises ConfigError, before anything slow, where there can be no chat."""
+    trained = answering_config(Path(config.run), base=config.base, precision=config.precision)
+    check_model_path(trained.model)
+    if config.page:
+        check_installed("chat", "gradio")
+        check_port(config.host, config.port)
+    settle_hub(trained.model, trained.data)
+    if trained.model.precision is Precision.int8:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ConfigError("int8 needs a CUDA GPU; on a CPU use precision=nf4 or half")
+    return trained
+
+
+def load_speaker(config: ChatConfig, trained: TrainConfig) -> Speaker:
+    from medreason.model import context_tokens, import_unsloth, load_tokenizer, load_trained
+
+    if not trained.model.precision.compiled:
+        say("importing Unsloth (10 to 30 seconds)")
+        import_unsloth()
+    quieten()
+    from transformers import logging
+
+    from medreason.generate import widen
+
+    logging.set_verbosity_error()  # warnings would stand in the middle of answers
+    tokenizer = load_tokenizer(trained.model)
+    say(f"loading {trained.model.path} in {trained.model.precision.value}")
+    model = load_trained(trained, None if config.base else Path(config.run) / "adapter")
+    widen(model, trained.model.precision)
+    if not trained.model.precision.compiled:
+        model.for_inference()
+    room = context_tokens(trained.model)
+    return Speaker(model, tokenizer, trained.data.format, room, config.max_new_tokens, config.temperature)
+
+
+def stands_alone(style: Format) -> bool:
+    """Whether a format knows no turns, so that a question is asked without those before it."""
+    return FORMATS[style].prompt is not None
+
+
+def main() -> None:
+    command(chat, "chat", ChatConfig)
+
+
+if __name__ == "__main__":
+    main()
