@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -104,3 +109,12 @@ def test_adapters_products_see_the_numbers_that_are_held() -> None:
     assert torch.allclose(kernels.summed_outer(held, few), few.t() @ held.dense(), atol=1e-4)
     plain = Rows(held.dense(), None)
     assert torch.allclose(kernels.narrow(plain, weight), kernels.narrow(held, weight), atol=1e-4)
+
+
+def test_kernels_of_a_gpu_compute_what_their_plain_twins_do() -> None:
+    interpreted = {} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"}
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", Path(__file__).with_name("kernel_twins.py")],
+        env=os.environ | interpreted, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert said.returncode == 0, said.stdout[-3000:]

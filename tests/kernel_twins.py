@@ -1,0 +1,148 @@
+"""Every kernel of medreason/triton_kernels.py against its plain twin, on a GPU, else in Triton's interpreter:
+
+    pytest tests/kernel_twins.py                                        on a GPU
+    TRITON_INTERPRET=1 pytest tests/kernel_twins.py                     without
+
+Not collected with the other tests: Triton decides once in a process whether it interprets. tests/test_fp8.py calls it.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from medreason import kernels, triton_kernels
+from medreason.fp8 import Rows, quantise, quantise_frozen, scales_of_two
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BF16 = torch.bfloat16
+ADAPTER = BF16 if DEVICE == "cuda" else torch.float32  # the interpreter knows no product in bfloat16
+WIDTHS = [96, 200]  # no power of two: a kernel's last columns are outside of the row
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rounding_of_a_gpu() -> Any:
+    """The interpreter forgets to carry into the exponent where it rounds to few bits; torch's casts do not."""
+    if DEVICE == "cuda":
+        yield
+        return
+    from triton.runtime import interpreter
+
+    kinds = {"fp8e4nv": torch.float8_e4m3fn, "bf16": BF16, "fp16": torch.float16, "fp32": torch.float32}
+    theirs = interpreter._convert_float
+    bits = {1: (np.uint8, torch.uint8), 2: (np.uint16, torch.int16), 4: (np.uint32, torch.int32)}
+
+    def convert(data: Any, given: Any, wanted: Any, mode: Any) -> Any:
+        if str(given) not in kinds or str(wanted) not in kinds:
+            return theirs(data, given, wanted, mode)
+        source, target = kinds[str(given)], kinds[str(wanted)]
+        raw = np.ascontiguousarray(data).view(bits[source.itemsize][0]).astype(np.int64)
+        same_bits = torch.from_numpy(raw).to(bits[source.itemsize][1]).view(source)
+        made = same_bits.float().to(target).view(bits[target.itemsize][1])
+        return made.numpy().view(bits[target.itemsize][0]).reshape(data.shape)
+
+    interpreter._convert_float = convert
+    yield
+    interpreter._convert_float = theirs
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def random(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
+    return torch.randn(*shape).to(dtype).to(DEVICE)
+
+
+def numbers(found: Any) -> list[Tensor]:
+    """The matrices that a function gave back."""
+    if isinstance(found, Tensor):
+        return [found.float().cpu()]
+    if isinstance(found, Rows):
+        return [found.dense().float().cpu()]
+    return [matrix for one in found for matrix in numbers(one)]
+
+
+def assert_twins(name: str, *given: Any, **settings: Any) -> None:
+    """Both get copies, for some work in place. They may differ by a rounding to the type of the result."""
+    copies = [one.clone() if isinstance(one, Tensor) else one for one in given]
+    ours = numbers(getattr(triton_kernels, name)(*copies, **settings))
+    plain = numbers(getattr(kernels, name)(*map(to_cpu, given), **settings))
+    eight = settings.get("fp8") or name == "transposed"
+    for found, wanted in zip(ours, plain, strict=True):
+        assert found.shape == wanted.shape and wanted.norm() > 0
+        assert not torch.isnan(found).any()
+        apart = (found - wanted).abs()
+        # of E4M3's numbers neighbours are at most an eighth apart, of bfloat16's a 128th
+        allowed = (0.14 if eight else 0.02) * wanted.abs() + 2e-3 * wanted.abs().amax()
+        assert (apart <= allowed).all(), f"{name}: {apart.max():.4g} of {wanted.abs().max():.4g}"
+        # and few of them do: two that are rounded each by itself would be 0.037 apart in E4M3
+        assert apart.norm() / wanted.norm() < (0.02 if eight else 0.004), f"{name}: {apart.norm() / wanted.norm():.4g}"
+
+
+def to_cpu(one: Any) -> Any:
+    if isinstance(one, Rows):
+        return Rows(one.values.cpu(), None if one.scale is None else one.scale.cpu())
+    return one.cpu() if isinstance(one, Tensor) else one
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_passes_over_rows(fp8: bool, width: int) -> None:
+    x, delta, grad, weight = random(9, width), random(9, width), random(9, width), random(width).abs()
+    x[3] = 0  # a row of zeros has a scale, too
+    assert_twins("cast_rows", x, fp8=fp8)
+    assert_twins("rms_norm", x, weight, 1e-5, fp8=fp8)
+    assert_twins("rms_norm", x, weight, 1e-5, delta, fp8=fp8)
+    x[3] = 1
+    grad += 2 * x  # else nearly nothing of it would point along its row
+    assert_twins("rms_norm_backward", grad, x, weight, 1e-5, fp8=fp8)
+    assert_twins("rms_norm_backward", grad, x, weight, 1e-5, delta, fp8=fp8)
+    assert_twins("swiglu", random(9, 2 * width), fp8=fp8)
+    assert_twins("swiglu_backward", grad, random(9, 2 * width), fp8=fp8)
+
+
+def test_a_part_of_wider_rows_is_cast_alike() -> None:
+    assert_twins("cast_rows", random(9, 300)[:, 100:196], fp8=True)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize(("heads", "key_heads", "head"), [(4, 2, 16), (3, 1, 40)])
+def test_rotation(fp8: bool, heads: int, key_heads: int, head: int) -> None:
+    angles = torch.rand(9, head // 2) * 6
+    cos, sin = (torch.cat((turn, turn), -1).to(BF16).to(DEVICE) for turn in (angles.cos(), angles.sin()))
+    if not fp8:
+        assert_twins("rotate", random(9, (heads + 2 * key_heads) * head), cos, sin, heads + key_heads)
+    q, k, v = random(9, heads, head), random(9, key_heads, head), random(9, key_heads, head)
+    assert_twins("rotate_backward", q, k, v, cos, sin, fp8=fp8)
+
+
+@pytest.mark.parametrize("tokens", [9, 70, 600])
+@pytest.mark.parametrize("rank", [3, 16, 48])
+def test_adapters_products(tokens: int, rank: int) -> None:
+    held = quantise(random(tokens, 160))
+    assert_twins("narrow", held, random(rank, 160, dtype=ADAPTER), 0.5)
+    assert_twins("narrow", held, random(160, rank, dtype=ADAPTER).t())
+    few, y = random(tokens, rank, dtype=ADAPTER), random(tokens, 160, dtype=ADAPTER)
+    assert_twins("summed_outer", held, few)
+    assert_twins("add_product", y, few, random(rank, 160, dtype=ADAPTER))
+    assert_twins("add_product", y, few, random(160, rank, dtype=ADAPTER).t(), random(tokens, 160, dtype=ADAPTER))
+
+
+def test_frozen_weights_transposed() -> None:
+    weight = random(144, 272, dtype=torch.float32)
+    assert_twins("transposed", quantise_frozen(weight), scales_of_two(weight.t()))
+
+
+@pytest.mark.parametrize("vocabulary", [50, 9000])  # less and more than a kernel holds at once
+def test_cross_entropy(vocabulary: int) -> None:
+    logits = random(6, vocabulary) * 4
+    labels = torch.tensor([3, -100, 0, vocabulary - 1, 7, -100]).to(DEVICE)
+    assert_twins("cross_entropy", logits, labels)
+    ours, plain = logits.clone(), logits.cpu()
+    triton_kernels.cross_entropy(ours, labels)
+    kernels.cross_entropy(plain, labels.cpu())
+    assert torch.allclose(ours.cpu().float(), plain.float(), atol=4e-3)
