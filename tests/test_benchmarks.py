@@ -41,3 +41,16 @@ def test_engines_and_a_peer_are_measured_side_by_side(rows_file: Path, tmp_path:
     assert [result["name"] for result in results] == names, said.stdout
     assert all(result["tokens_per_second"] > 0 and result["steps"] == 4 for result in results)
     assert (tmp_path / "training_speed.png").stat().st_size > 5000
+
+
+def test_passes_of_the_fast_engine_stand_beside_their_bounds(tmp_path: Path) -> None:
+    command = [sys.executable, "benchmarks/roofline.py", str(tmp_path), "fp8", "embedded:tiny", "256", "100", "4"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert said.returncode == 0, said.stderr[-2000:]
+    parts = json.loads((tmp_path / "roofline.json").read_text())["parts"]
+    layers = 2  # of the tiny model
+    assert parts["product"]["calls"] == 8 * layers and parts["attend_backward"]["calls"] == layers
+    assert parts["narrow"]["calls"] == 8 * layers and parts["rms_norm_backward"]["calls"] == 2 * layers
+    assert parts["cast_rows"]["calls"] == layers  # of what attention gathers; the gradient comes cast from above
+    assert all(part["seconds"] > 0 and part["bound"] > 0 for part in parts.values())
+    assert "tokens per second" in said.stdout and (tmp_path / "roofline.png").stat().st_size > 5000
