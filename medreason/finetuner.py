@@ -5,6 +5,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from medreason.config import OptimConfig
@@ -31,6 +32,10 @@ class Finetuner(L.LightningModule):
         # not trainer.estimated_stepping_batches: asking it sets up the loaders before a checkpoint's position is
         # restored into them, and a resumed run would begin its epoch anew
         self.model, self.optim, self.total_steps = model, optim, total_steps
+        # every process loads the frozen base itself; sending it would take long, and 8-bit floats cannot be sent
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        frozen = {name for name, _ in (*self.named_parameters(), *self.named_buffers())} - trained
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, frozen)  # type: ignore[no-untyped-call]
         self.step_loss: Tensor | None = None
         self.validation_loss, self.validation_targets = 0.0, 0
         self.validated_step: int | None = None  # optimizer steps behind the last validation of this process

@@ -66,3 +66,13 @@ def test_processes_share_the_questions_and_keep_their_order(alone: Path, several
     assert [sample["question"] for sample in both] == [sample["question"] for sample in one]
     assert all("before" in sample and "after" in sample for sample in both)
     assert [sample["before"] for sample in both] == [sample["before"] for sample in one]
+
+
+def test_the_fast_engine_trains_on_two_processes_as_on_one(tmp_path: Path, rows_file: Path) -> None:
+    short = ["model.precision=fp8", "lora.dropout=0.0", "trainer.max_steps=3", "trainer.answer_questions=0"]
+    for name, more in (("one", "trainer.rows_per_batch=2"), ("both", "trainer.devices=2")):
+        said = run_train(*tiny_run(tmp_path / name, rows_file, *short, more))
+        assert said.returncode == 0, said.stderr[-3000:]
+    one, both = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "both"))
+    for metric in ("train/loss", "train/grad_norm", "val/loss"):
+        assert series(both, metric)[1] == pytest.approx(series(one, metric)[1], rel=5e-4), metric
