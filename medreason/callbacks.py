@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from torch import Tensor
 
 from medreason.config import RunFailed
 from medreason.datamodule import PackedBatch
@@ -55,12 +56,15 @@ class RandomStates(Callback):
 
 
 class Throughput(Callback):
-    """Logs, of each optimizer step but the first, on all devices together, padding left out:
+    """Logs, of all devices together, padding left out, with each optimizer step:
 
-    `train/tokens_per_second` (document tokens), `train/targets_per_second` (those that count in the loss),
-    `train/tokens` (since the run began), `train/memory_gib` (peak so far), `train/data_wait` (share of a step's time)
-    and where the GPU's peak is known `train/mfu` (share of it that the model's own operations take). A base that is
-    multiplied in 8 bits is told against the 8-bit peak, twice the 16-bit one, though attention and head run in 16.
+    `train/tokens` (since the run began) and `train/memory_gib` (peak so far); and of the step before it, from its start
+    to the start of the next: `train/tokens_per_second` (document tokens), `train/targets_per_second` (those that count
+    in the loss), `train/data_wait` (share of its time) and where the GPU's peak is known `train/mfu` (share of it that
+    the model's own operations take). A base that is multiplied in 8 bits is told against the 8-bit peak, twice the
+    16-bit one, though attention and head run in 16.
+
+    Nothing here waits for the GPU: a step's own time would be known only after it, when the GPU had nothing to do.
     """
 
     def __init__(self, model: Any) -> None:
@@ -69,42 +73,60 @@ class Throughput(Callback):
         packed = getattr(model, "packed", None)
         peak = fp8_peak_flops if packed is not None and packed.fp8 else peak_flops
         self.peak = peak(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self.total, self.step = 0, -1
-        self.tokens, self.targets, self.flops, self.since, self.waited = 0, 0, 0, 0.0, 0.0
+        self.total: Tensor = torch.zeros((), dtype=torch.float64)  # tokens since the run began
+        self.step = -1  # optimizer steps behind the one in hand
+        self.own = (0, 0, 0)  # tokens, targets, operations of this process in the step in hand
+        self.began: tuple[float, float] | None = None  # when it did, and the seconds waited for data until then
+        self.counts: Tensor | None = None  # the sums of `own` over all processes, once they are known
+        self.rates: dict[str, float] = {}  # of the step before
 
     def state_dict(self) -> dict[str, Any]:
-        return {"total": self.total}
+        return {"total": int(self.total)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.total = state_dict["total"]
+        self.total = torch.tensor(state_dict["total"], dtype=torch.float64)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: PackedBatch, batch_idx: int
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PackedBatch, batch_idx: int
     ) -> None:
-        self.tokens += batch.tokens
-        self.targets += batch.targets
-        self.flops += self.per_token * batch.tokens + attention_flops(self.shape, batch.lengths)
-        if trainer.global_step == self.step:
-            return  # in the middle of accumulation
-        counts = torch.tensor([self.tokens, self.targets, self.flops], dtype=torch.float64, device=pl_module.device)
-        tokens, targets, flops = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
-        self.total += int(tokens)
-        now, waited = time.perf_counter(), float(getattr(trainer.train_dataloader, "seconds", 0.0))
-        if self.since:
-            seconds = now - self.since
-            pl_module.log("train/tokens_per_second", tokens / seconds, prog_bar=True)
-            pl_module.log("train/targets_per_second", targets / seconds)
-            pl_module.log("train/data_wait", (waited - self.waited) / seconds)
-            if self.peak:
-                pl_module.log("train/mfu", flops / seconds / (self.peak * trainer.world_size))
-        pl_module.log("train/tokens", float(self.total))
-        pl_module.log("train/memory_gib", peak_memory_gib())
-        self.tokens, self.targets, self.flops = 0, 0, 0
-        self.since, self.waited, self.step = now, waited, trainer.global_step
+        if trainer.global_step != self.step:  # else in the middle of accumulation
+            self.end_step(trainer)
+            self.step, self.own, self.began = trainer.global_step, (0, 0, 0), self.now(trainer)
+        tokens, targets, operations = self.own
+        operations += self.per_token * batch.tokens + attention_flops(self.shape, batch.lengths)
+        self.own = tokens + batch.tokens, targets + batch.targets, operations
 
-    def on_validation_end(self, *_: Any, **__: Any) -> None:
-        self.since = 0.0  # the time of a validation is not training's
-        self.tokens, self.targets, self.flops = 0, 0, 0
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        self.counts = torch.tensor(self.own, dtype=torch.float64)
+        if trainer.world_size > 1:
+            sent = self.counts.to(pl_module.device, non_blocking=True)
+            self.counts = trainer.strategy.reduce(sent, reduce_op="sum")
+        self.total = self.total.to(self.counts.device) + self.counts[0]
+        pl_module.log("train/tokens", self.total.float())
+        pl_module.log("train/memory_gib", torch.tensor(peak_memory_gib()))
+        for name, value in self.rates.items():
+            pl_module.log(name, torch.tensor(value), prog_bar=name == "train/tokens_per_second")
+
+    def on_validation_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self.end_step(trainer)  # the time of a validation is not training's
+
+    def now(self, trainer: L.Trainer) -> tuple[float, float]:
+        return time.perf_counter(), float(getattr(trainer.train_dataloader, "seconds", 0.0))
+
+    def end_step(self, trainer: L.Trainer) -> None:
+        """The rates of the step in hand, if there is one. Its metrics have been logged, so the GPU is done with it."""
+        if self.began is None or self.counts is None:
+            return
+        (began, waited), (now, waited_now) = self.began, self.now(trainer)
+        seconds, (tokens, targets, operations) = now - began, self.counts.tolist()
+        self.rates = {
+            "train/tokens_per_second": tokens / seconds,
+            "train/targets_per_second": targets / seconds,
+            "train/data_wait": (waited_now - waited) / seconds,
+        }
+        if self.peak:
+            self.rates["train/mfu"] = operations / seconds / (self.peak * trainer.world_size)
+        self.began = self.counts = None
 
 
 def peak_memory_gib() -> float:

@@ -54,7 +54,8 @@ class Finetuner(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self.step_loss is not None
         self.log("train/loss", self.trainer.strategy.reduce(self.step_loss, reduce_op="sum"), prog_bar=True)
-        self.log("train/lr", optimizer.param_groups[0]["lr"])
+        # a tensor on the host: Lightning would send a number to the GPU, and wait there for the whole backward pass
+        self.log("train/lr", torch.tensor(optimizer.param_groups[0]["lr"]))
         self.step_loss = None
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:

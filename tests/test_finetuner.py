@@ -6,6 +6,7 @@ import lightning as L
 import pytest
 import torch
 
+from medreason.callbacks import Throughput
 from medreason.config import Algorithm, Decay, Format, OptimConfig
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
@@ -50,6 +51,35 @@ def test_the_last_short_step_of_an_epoch_counts_its_own_tokens(
     whole = trained(make_model(), documents, 1, tmp_path / "b", rows=8)
     assert short[0] == pytest.approx(whole[0], rel=1e-5)
     assert short[1] == pytest.approx(whole[1], rel=1e-4)
+
+
+def test_a_step_logs_tensors_and_the_rates_of_the_step_before(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors: Lightning sends a number to the GPU and waits for it, in the middle of a step."""
+    logged: dict[str, list[torch.Tensor]] = {}
+    monkeypatch.setattr(
+        L.LightningModule, "log", lambda self, name, value, **more: logged.setdefault(name, []).append(value)
+    )
+    model = make_model()
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=3, accumulate_grad_batches=2, logger=False, callbacks=[Throughput(model)],
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    loader = PackedLoader(tokenize(cases[:20], tokenizer, Format.think), 512, pad_token=3, accumulate=2)
+    batches = list(loader)
+    assert len(batches) >= 6
+    trainer.fit(Finetuner(model, OPTIM, 3), loader)
+    assert all(isinstance(value, torch.Tensor) for values in logged.values() for value in values)
+    tokens, targets = ([sum(getattr(b, name) for b in batches[i : i + 2]) for i in (0, 2, 4)] for name in NAMES)
+    assert [value.item() for value in logged["train/tokens"]] == [sum(tokens[: i + 1]) for i in range(3)]
+    rates = [[value.item() for value in logged[f"train/{name}_per_second"]] for name in NAMES]
+    shares = [one / other for one, other in zip(*rates, strict=True)]
+    assert shares == pytest.approx([tokens[0] / targets[0], tokens[1] / targets[1]])
+    assert len(set(shares)) == 2 and all(0 <= value < 1 for value in logged["train/data_wait"])
+
+
+NAMES = ("tokens", "targets")
 
 
 def test_a_checkpoint_holds_the_adapter_and_not_the_base(
