@@ -22,7 +22,7 @@ import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
-from medreason.callbacks import Throughput  # noqa: E402
+from medreason.callbacks import StepMetrics  # noqa: E402
 from medreason.datamodule import MedicalReasoningData, PackedBatch, PackedLoader  # noqa: E402
 from medreason.finetuner import Finetuner  # noqa: E402
 from medreason.optimizer import build_optimizer  # noqa: E402
@@ -67,8 +67,8 @@ def inside_lightning(model: Any, loader: PackedLoader, steps: int, precision: An
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=precision, max_steps=steps,
         max_epochs=99,
-        logger=CSVLogger(tempfile.mkdtemp(), flush_logs_every_n_steps=1), log_every_n_steps=1, limit_val_batches=0,
-        callbacks=[Throughput(model), Clock()], enable_model_summary=False, enable_checkpointing=False,
+        logger=CSVLogger(tempfile.mkdtemp(), flush_logs_every_n_steps=1), log_every_n_steps=0, limit_val_batches=0,
+        callbacks=[StepMetrics(model), Clock()], enable_model_summary=False, enable_checkpointing=False,
     )  # fmt: skip
     trainer.fit(Finetuner(model, OPTIM, steps), train_dataloaders=loader)
     return ends

@@ -57,7 +57,7 @@ def engine(name: str, model: str, rows: str, steps: int, row_tokens: int) -> dic
         "memory_gib": record["results"]["peak_memory_gib"],
         "expected_gib": (record.get("memory") or {}).get("expected_gib"),
         "recompute": record.get("recompute"),
-        "steps": len(rates) + 1,
+        "steps": len(rates),
     }
 
 

@@ -3,9 +3,14 @@
     documents   A A A B B          cumulative lengths 0 3 5          A's tokens see A alone, B's see B
 
 Key and value heads may be fewer than query heads (Ainslie et al. 2023): each serves as many neighbouring ones.
+
+On Hopper flash-attn-4 does it where it is installed (medreason[hopper]), on other GPUs torch's FlashAttention-2.
 """
 
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +45,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tuple[Tenso
     """
     if not q.is_cuda:
         return by_document(q, k, v, documents), None
+    if hopper := made_for_hopper(q.device, documents):
+        with torch.enable_grad():  # its own graph, of this step alone, is what its backward pass needs
+            q, k, v = (one.detach().requires_grad_() for one in (q, k, v))
+            out, _ = hopper(
+                q, k, v, cu_seqlens_q=documents.cumulative, cu_seqlens_k=documents.cumulative,
+                max_seqlen_q=documents.longest, max_seqlen_k=documents.longest, causal=True,
+            )  # fmt: skip
+        return out.detach(), OwnGraph(out, (q, k, v))
     out, *state = torch.ops.aten._flash_attention_forward(
         q, k, v, *spans(documents), 0.0, True, False, **scaling(q, documents)
     )
@@ -54,10 +67,38 @@ def attend_backward(
         with torch.enable_grad():
             q, k, v = (one.detach().requires_grad_() for one in (q, k, v))
             return torch.autograd.grad(by_document(q, k, v, documents), (q, k, v), grad)  # type: ignore[return-value]
+    if isinstance(state, OwnGraph):
+        return torch.autograd.grad(state.out, state.inputs, grad)  # type: ignore[return-value]
     logsumexp, random_state, unused, _ = state
     return torch.ops.aten._flash_attention_backward(  # type: ignore[no-any-return]
         grad, q, k, v, out, logsumexp, *spans(documents), 0.0, True, random_state, unused, **scaling(q, documents)
     )
+
+
+@dataclass(frozen=True)
+class OwnGraph:
+    """What was computed under torch's eyes."""
+
+    out: Tensor
+    inputs: tuple[Tensor, Tensor, Tensor]
+
+
+def made_for_hopper(device: torch.device, documents: Documents) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """flash-attn-4's attention, where this GPU and these documents are what it was tried on here; else None."""
+    return flash_attn_4(device) if documents.window is None else None
+
+
+@cache
+def flash_attn_4(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    if torch.cuda.get_device_capability(device)[0] != 9:
+        return None
+    # at each new kernel its compiler says that it does not know an argument's type
+    warnings.filterwarnings("ignore", module=r"cutlass\.base_dsl")
+    try:
+        from flash_attn.cute import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func  # type: ignore[no-any-return]
 
 
 def spans(documents: Documents) -> tuple[Tensor, Tensor, int, int]:

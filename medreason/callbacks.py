@@ -1,23 +1,27 @@
-"""What a run does besides training: random states in checkpoints, throughput, checkpoints themselves."""
+"""What a run does besides training: metrics of each step, checkpoints, random states in them."""
 
 import math
 import random
 import resource
 import signal
 import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
 from medreason.config import RunFailed
 from medreason.datamodule import PackedBatch
 from medreason.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
 from medreason.progress import say
+
+Mark = float | torch.cuda.Event  # a moment: of the host's clock in seconds, or of the GPU's work
 
 
 class RandomStates(Callback):
@@ -55,16 +59,32 @@ class RandomStates(Callback):
             torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
 
 
-class Throughput(Callback):
-    """Logs, of all devices together, padding left out, with each optimizer step:
+@dataclass(frozen=True)
+class Step:
+    """An optimizer step that the GPU may still be at work on. Numbers are there once it has reached `end`."""
 
-    `train/tokens` (since the run began) and `train/memory_gib` (peak so far); and of the step before it, from its start
-    to the start of the next: `train/tokens_per_second` (document tokens), `train/targets_per_second` (those that count
-    in the loss), `train/data_wait` (share of its time) and where the GPU's peak is known `train/mfu` (share of it that
-    the model's own operations take). A base that is multiplied in 8 bits is told against the 8-bit peak, twice the
-    16-bit one, though attention and head run in 16.
+    number: int  # from 0, as loggers count
+    epoch: int
+    logged: dict[str, Tensor]  # on the host
+    counts: Tensor  # tokens, targets, operations of all processes; on the host
+    end: Mark
+    waited: float  # seconds for data, since the run began
+    memory: float  # GiB, the peak so far
 
-    Nothing here waits for the GPU: a step's own time would be known only after it, when the GPU had nothing to do.
+
+class StepMetrics(Callback):
+    """Writes to the loggers what each optimizer step logged (`train/...`) and how fast it was, all devices together:
+
+    `train/tokens_per_second` (of documents, padding left out), `train/targets_per_second` (those that count in the
+    loss), `train/tokens` (since the run began), `train/memory_gib` (peak so far), `train/data_wait` (share of the
+    step's time) and where the GPU's peak is known `train/mfu` (share of it that the model's own operations take). A
+    base that is multiplied in 8 bits is told against the 8-bit peak, twice the 16-bit one, though attention and head
+    run in 16.
+
+    Nothing waits for the GPU in mid-training, so that it always has the next step before it: a step is written when the
+    one after it has been launched. All are written before a validation and before a checkpoint.
+
+    Raises RunFailed for a loss that is no number any more, before a checkpoint holds what came of it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -73,60 +93,142 @@ class Throughput(Callback):
         packed = getattr(model, "packed", None)
         peak = fp8_peak_flops if packed is not None and packed.fp8 else peak_flops
         self.peak = peak(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
-        self.total: Tensor = torch.zeros((), dtype=torch.float64)  # tokens since the run began
+        self.total = 0  # tokens since the run began
         self.step = -1  # optimizer steps behind the one in hand
         self.own = (0, 0, 0)  # tokens, targets, operations of this process in the step in hand
-        self.began: tuple[float, float] | None = None  # when it did, and the seconds waited for data until then
-        self.counts: Tensor | None = None  # the sums of `own` over all processes, once they are known
-        self.rates: dict[str, float] = {}  # of the step before
+        self.counts = torch.zeros(3, dtype=torch.float64)  # of all processes
+        self.before: tuple[Mark, float] | None = None  # end of the step before, seconds waited for data until then
+        self.pending: Step | None = None
+        self.latest: dict[str, float] = {}  # what was written last
+        self.trainer: L.Trainer | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"total": int(self.total)}
+        self.write_pending()  # a resumed run goes on after the rows that are there
+        return {"total": self.total}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.total = torch.tensor(state_dict["total"], dtype=torch.float64)
+        self.total = state_dict["total"]
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.trainer, self.step = trainer, trainer.global_step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PackedBatch, batch_idx: int
     ) -> None:
-        if trainer.global_step != self.step:  # else in the middle of accumulation
-            self.end_step(trainer)
-            self.step, self.own, self.began = trainer.global_step, (0, 0, 0), self.now(trainer)
+        if self.before is None:
+            self.before = mark(pl_module.device), self.waited()
         tokens, targets, operations = self.own
         operations += self.per_token * batch.tokens + attention_flops(self.shape, batch.lengths)
         self.own = tokens + batch.tokens, targets + batch.targets, operations
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
         self.counts = torch.tensor(self.own, dtype=torch.float64)
+        self.own = (0, 0, 0)
         if trainer.world_size > 1:
-            sent = self.counts.to(pl_module.device, non_blocking=True)
-            self.counts = trainer.strategy.reduce(sent, reduce_op="sum")
-        self.total = self.total.to(self.counts.device) + self.counts[0]
-        pl_module.log("train/tokens", self.total.float())
-        pl_module.log("train/memory_gib", torch.tensor(peak_memory_gib()))
-        for name, value in self.rates.items():
-            pl_module.log(name, torch.tensor(value), prog_bar=name == "train/tokens_per_second")
+            self.counts = trainer.strategy.reduce(self.counts.to(pl_module.device), reduce_op="sum")
 
-    def on_validation_start(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        self.end_step(trainer)  # the time of a validation is not training's
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        if trainer.global_step == self.step:
+            return  # in the middle of accumulation
+        self.step = trainer.global_step
+        logged = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("train/")}
+        step = Step(
+            number=self.step - 1,
+            epoch=trainer.current_epoch,
+            logged={name: value.to("cpu", non_blocking=True) for name, value in logged.items()},
+            counts=self.counts.to("cpu", non_blocking=True),
+            end=mark(pl_module.device),
+            waited=self.waited(),
+            memory=peak_memory_gib(),
+        )
+        self.write_pending()
+        self.pending = step
+        if done_at_once(pl_module.device):
+            self.write_pending()
 
-    def now(self, trainer: L.Trainer) -> tuple[float, float]:
-        return time.perf_counter(), float(getattr(trainer.train_dataloader, "seconds", 0.0))
+    def on_validation_start(self, *_: Any) -> None:
+        self.write_pending()
 
-    def end_step(self, trainer: L.Trainer) -> None:
-        """The rates of the step in hand, if there is one. Its metrics have been logged, so the GPU is done with it."""
-        if self.began is None or self.counts is None:
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.before = None  # the time of a validation is not training's
+        refuse_no_number("val/loss", trainer.callback_metrics.get("val/loss"), trainer.global_step)
+
+    def on_train_end(self, *_: Any) -> None:
+        self.write_pending()
+
+    def on_exception(self, *_: Any) -> None:
+        with suppress(Exception):  # what came before is told, not that the GPU says it again
+            self.write_pending()
+
+    def waited(self) -> float:
+        return float(getattr(self.trainer and self.trainer.train_dataloader, "seconds", 0.0))
+
+    def write_pending(self) -> None:
+        """Writes the step that is not written yet, if there is one, once the GPU is done with it."""
+        step, self.pending = self.pending, None
+        if step is None or self.trainer is None:
             return
-        (began, waited), (now, waited_now) = self.began, self.now(trainer)
-        seconds, (tokens, targets, operations) = now - began, self.counts.tolist()
-        self.rates = {
-            "train/tokens_per_second": tokens / seconds,
-            "train/targets_per_second": targets / seconds,
-            "train/data_wait": (waited_now - waited) / seconds,
-        }
-        if self.peak:
-            self.rates["train/mfu"] = operations / seconds / (self.peak * trainer.world_size)
-        self.began = self.counts = None
+        if isinstance(step.end, torch.cuda.Event):
+            step.end.synchronize()
+        tokens, targets, operations = step.counts.tolist()
+        self.total += int(tokens)
+        values = {name: value.item() for name, value in step.logged.items()}
+        values |= {"train/tokens": float(self.total), "train/memory_gib": step.memory}
+        if self.before is not None:
+            (begin, waited), world = self.before, self.trainer.world_size
+            seconds = seconds_between(begin, step.end)
+            values["train/tokens_per_second"] = tokens / seconds
+            values["train/targets_per_second"] = targets / seconds
+            values["train/data_wait"] = (step.waited - waited) / seconds
+            if self.peak:
+                values["train/mfu"] = operations / seconds / (self.peak * world)
+        self.before, self.latest = (step.end, step.waited), values
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values | {"epoch": step.epoch}, step=step.number)
+            logger.save()
+        refuse_no_number("train/loss", values.get("train/loss"), step.number + 1)
+
+
+class StepBar(RichProgressBar):
+    """Lightning's progress bar with the step that was written last: to ask for the one in hand would wait for it."""
+
+    def __init__(self, metrics: StepMetrics) -> None:
+        super().__init__()
+        self.step_metrics = metrics
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        latest = self.step_metrics.latest
+        shown = {name: latest[name] for name in ("train/loss", "train/tokens_per_second") if name in latest}
+        return super().get_metrics(trainer, pl_module) | shown
+
+
+def done_at_once(device: torch.device) -> bool:
+    """Whether a device has done what it was given by the time that the host goes on."""
+    return device.type == "cpu"
+
+
+def mark(device: torch.device) -> Mark:
+    """Now; on a GPU the moment at which it will be done with what it has been given so far."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def seconds_between(start: Mark, end: Mark) -> float:
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float) and isinstance(end, float)
+        return end - start
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def refuse_no_number(metric: str, value: Any, step: int) -> None:
+    """Raises RunFailed for an infinity and for nan."""
+    if value is not None and not math.isfinite(value):
+        raise RunFailed(
+            f"{metric} became {float(value)} at step {step}; lower optim.lr, or lengthen optim.warmup_steps"
+        )
 
 
 def peak_memory_gib() -> float:
@@ -134,24 +236,6 @@ def peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_reserved() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
-
-
-class FiniteLoss(Callback):
-    """Ends training whose loss is no number any more, before a checkpoint holds it. Raises RunFailed."""
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        self.check(trainer, "train/loss")
-
-    def on_validation_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        self.check(trainer, "val/loss")
-
-    def check(self, trainer: L.Trainer, metric: str) -> None:
-        value: Any = trainer.callback_metrics.get(metric)
-        if value is not None and not math.isfinite(value):
-            raise RunFailed(
-                f"{metric} became {float(value)} at step {trainer.global_step}; lower optim.lr, or lengthen "
-                "optim.warmup_steps"
-            )
 
 
 class LastCheckpoint(Checkpoint):

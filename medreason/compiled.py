@@ -79,20 +79,28 @@ class Projection:
 
     def wide(self, x: Rows, narrow: Tensor, other: Tensor | None = None) -> Tensor:
         """The product with the frozen weight, and what B makes of `narrow`, and `other`."""
-        y = product(x, self.weight, self.dtype)
         if self.parts:
-            return kernels.add_product(y, narrow, self.up.t(), other)
+            return with_update(x, self.weight, narrow, self.up.t(), other, self.dtype)
+        y = product(x, self.weight, self.dtype)
         return y if other is None else y.add_(other)
 
     def backward(self, grad: Rows, x: Rows, narrow: Tensor, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of x, where it is wanted, and of `parameters`."""
-        x_grad = product(grad, self.transposed or self.transpose(), self.dtype) if wanted else None
+        turned = self.transposed or self.transpose() if wanted else None
         if not self.parts:
-            return x_grad, []
+            return None if turned is None else product(grad, turned, self.dtype), []
         narrow_grad = kernels.narrow(grad, self.up.t(), self.factor)
         up_grad, down_grad = kernels.summed_outer(grad, narrow), kernels.summed_outer(x, narrow_grad)
         grads = [one for columns, ranks in self.parts for one in (down_grad[ranks], up_grad[ranks, columns].t())]
-        return None if x_grad is None else kernels.add_product(x_grad, narrow_grad, self.down), grads
+        return None if turned is None else with_update(grad, turned, narrow_grad, self.down, None, self.dtype), grads
+
+
+def with_update(x: Rows, weight: Rows, few: Tensor, update: Tensor, other: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x weight^T + few update + other."""
+    if weight.scale is None:  # a product in 16 bits can add to what is there, so the small one goes first
+        y = few @ update if other is None else torch.addmm(other, few, update)
+        return y.addmm_(x.values, weight.values.t())
+    return kernels.add_product(product(x, weight, dtype), few, update, other)
 
 
 def frozen_weight(module: nn.Module) -> Tensor:

@@ -120,9 +120,9 @@ class PackedLoader:
         width = self.row_tokens or longest
         tokens, labels, positions, lengths = zip(*(self.row(documents, width) for documents in members), strict=True)
         return PackedBatch(
-            input_ids=torch.from_numpy(np.stack(tokens)),
-            labels=torch.from_numpy(np.stack(labels)),
-            position_ids=torch.from_numpy(np.stack(positions)),
+            input_ids=on_host(np.stack(tokens)),
+            labels=on_host(np.stack(labels)),
+            position_ids=on_host(np.stack(positions)),
             lengths=tuple(length for row in lengths for length in row),
             tokens=sum(len(document) for documents in members for document in documents),
             targets=self.count_targets(rows),
@@ -176,6 +176,12 @@ class PackedLoader:
             "rows in a batch": self.rows_per_batch * self.processes,
             "order's seed": self.seed,
         }
+
+
+def on_host(rows: np.ndarray) -> Tensor:
+    """Rows as a GPU can fetch them itself: to copy them from other memory, the host would wait for the GPU's work."""
+    tensor = torch.from_numpy(rows)
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 class MedicalReasoningData(L.LightningDataModule):

@@ -53,7 +53,8 @@ class Finetuner(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         assert self.step_loss is not None
-        self.log("train/loss", self.trainer.strategy.reduce(self.step_loss, reduce_op="sum"), prog_bar=True)
+        # not on Lightning's progress bar: to show it there, the GPU would be waited for (callbacks.StepBar does not)
+        self.log("train/loss", self.trainer.strategy.reduce(self.step_loss, reduce_op="sum"))
         # a tensor on the host: Lightning would send a number to the GPU, and wait there for the whole backward pass
         self.log("train/lr", torch.tensor(optimizer.param_groups[0]["lr"]))
         self.step_loss = None

@@ -185,7 +185,7 @@ def fit(
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
-    from medreason.callbacks import FiniteLoss, Throughput, checkpoints, peak_memory_gib
+    from medreason.callbacks import StepBar, StepMetrics, checkpoints, peak_memory_gib
     from medreason.datamodule import ResumeMismatch
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
@@ -203,6 +203,7 @@ def fit(
         record["wandb_id"] = loggers[1].experiment.id if len(loggers) > 1 else None
     asked = data.split.examples(data.split.validation[: config.trainer.answer_questions])
     samples = SampleAnswers(config, tokenizer, asked, run / "samples.json", resumed=resumed is not None)
+    metrics = StepMetrics(model)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=processes,
@@ -219,11 +220,11 @@ def fit(
         val_check_interval=config.trainer.validate_every_steps * accumulate,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=1,
+        log_every_n_steps=0,  # StepMetrics does it
         logger=loggers,
         callbacks=[
-            Throughput(model),
-            FiniteLoss(),
+            metrics,
+            StepBar(metrics),
             samples,
             *reports(run, config.monitor),
             *checkpoints(

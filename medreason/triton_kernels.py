@@ -13,6 +13,8 @@ from torch import Tensor
 from medreason.fp8 import E4M3, LARGEST, Rows
 
 WIDE = 8192  # columns that one pass of a row's program holds at once
+RANKS = 64  # of an adapter, that one program multiplies at once
+SHARES = 8  # of the tokens, summed each by itself: enough programs for a big GPU, few enough to be added up cheaply
 
 
 def power_of_two(width: int) -> int:
@@ -22,6 +24,11 @@ def power_of_two(width: int) -> int:
 def warps(block: int) -> int:
     """Enough that a thread holds 16 values or fewer, as far as that goes."""
     return max(1, min(16, block // 512))
+
+
+def ranks_at_once(rank: int) -> int:
+    """As many as there are, but no fewer than a product takes, and no more than a program has room for."""
+    return max(16, min(RANKS, power_of_two(rank)))
 
 
 def empty_rows(tokens: int, width: int, like: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
@@ -276,7 +283,7 @@ def narrow_kernel(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
-    ranks = tl.arange(0, RANK)
+    ranks = tl.program_id(1) * RANK + tl.arange(0, RANK)
     total = tl.zeros([TOKENS, RANK], dtype=tl.float32)
     for start in range(0, width, WIDTH):
         column = start + tl.arange(0, WIDTH)
@@ -296,11 +303,12 @@ def narrow_kernel(
 def narrow(x: Rows, weight: Tensor, factor: float = 1.0) -> Tensor:
     if x.scale is None:
         return x.values @ weight.t() if factor == 1.0 else (x.values @ weight.t()).mul_(factor)
-    tokens, width = x.values.shape
-    out = torch.empty(tokens, len(weight), dtype=weight.dtype, device=weight.device)
-    block, ranks = 32, max(16, power_of_two(len(weight)))
-    narrow_kernel[(triton.cdiv(tokens, block),)](
-        x.values, x.scale, weight, out, tokens, width, len(weight), x.values.stride(0), *weight.stride(), factor,
+    (tokens, width), rank = x.values.shape, len(weight)
+    out = torch.empty(tokens, rank, dtype=weight.dtype, device=weight.device)
+    ranks = ranks_at_once(rank)
+    block = 32 if ranks == 16 else 64
+    narrow_kernel[(triton.cdiv(tokens, block), triton.cdiv(rank, ranks))](
+        x.values, x.scale, weight, out, tokens, width, rank, x.values.stride(0), *weight.stride(), factor,
         TOKENS=block, WIDTH=256, RANK=ranks, num_warps=4, num_stages=5 if ranks <= 32 else 3,
     )  # fmt: skip
     return out
@@ -312,7 +320,7 @@ def summed_outer_kernel(
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    ranks = tl.arange(0, RANK)
+    ranks = tl.program_id(2) * RANK + tl.arange(0, RANK)
     total = tl.zeros([RANK, WIDTH], dtype=tl.float32)
     begin = tl.program_id(1).to(tl.int64) * share
     for start in range(0, share, TOKENS):
@@ -331,14 +339,14 @@ def summed_outer(x: Rows, few: Tensor) -> Tensor:
     if x.scale is None:
         return (few.t() @ x.values).float()
     (tokens, width), rank = x.values.shape, few.shape[1]
-    block = 128
-    shares = max(4, min(8, 8 * 14336 // width))  # enough programs for a big GPU, few enough to be added up cheaply
-    share = triton.cdiv(triton.cdiv(tokens, shares), 64) * 64
+    ranks = ranks_at_once(rank)
+    block = 256 if ranks <= 32 else 128
+    share = triton.cdiv(triton.cdiv(tokens, SHARES), 64) * 64
     # shares are added up afterwards, not by atomics: the same numbers at each repetition
-    out = torch.empty(shares, rank, width, dtype=torch.float32, device=few.device)
-    summed_outer_kernel[(triton.cdiv(width, block), shares)](
+    out = torch.empty(SHARES, rank, width, dtype=torch.float32, device=few.device)
+    summed_outer_kernel[(triton.cdiv(width, block), SHARES, triton.cdiv(rank, ranks))](
         x.values, x.scale, few, out, tokens, width, rank, x.values.stride(0), few.stride(0), share,
-        TOKENS=64, WIDTH=block, RANK=max(16, power_of_two(rank)), num_warps=4, num_stages=3 if rank <= 32 else 5,
+        TOKENS=64, WIDTH=block, RANK=ranks, num_warps=4, num_stages=3,
     )  # fmt: skip
     return out.sum(0)
 
@@ -346,32 +354,36 @@ def summed_outer(x: Rows, few: Tensor) -> Tensor:
 @triton.jit
 def add_product_kernel(
     y, few, weight, other, tokens, width, rank, y_stride, few_stride, rank_stride, width_stride, other_stride,
-    OTHER: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr,
+    OTHER: tl.constexpr, TOKENS: tl.constexpr, WIDTH: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(1).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
     column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
-    ranks = tl.arange(0, RANK)
     there, inside = (token < tokens)[:, None], column < width
     mask = there & inside
-    left = tl.load(few + token[:, None] * few_stride + ranks, mask=there & (ranks < rank), other=0.0)
-    right = tl.load(
-        weight + ranks[:, None] * rank_stride + column * width_stride, mask=(ranks < rank)[:, None] & inside, other=0.0
-    )
     at = y + token[:, None] * y_stride + column
-    total = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-    if OTHER:
-        total += tl.load(other + token[:, None] * other_stride + column, mask=mask, other=0.0).to(tl.float32)
-    total = tl.dot(left, right, total)
+    for part in tl.static_range(PARTS):
+        ranks = part * RANK + tl.arange(0, RANK)
+        kept = ranks < rank
+        left = tl.load(few + token[:, None] * few_stride + ranks, mask=there & kept, other=0.0)
+        right = tl.load(
+            weight + ranks[:, None] * rank_stride + column * width_stride, mask=kept[:, None] & inside, other=0.0
+        )
+        if part == 0:
+            total = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+            if OTHER:
+                total += tl.load(other + token[:, None] * other_stride + column, mask=mask, other=0.0).to(tl.float32)
+        total = tl.dot(left, right, total)
     tl.store(at, total.to(y.dtype.element_ty), mask=mask)
 
 
 def add_product(y: Tensor, few: Tensor, weight: Tensor, other: Tensor | None = None) -> Tensor:
     (tokens, width), rank = y.shape, few.shape[1]
+    ranks = ranks_at_once(rank)
     other_or_y = y if other is None else other
     add_product_kernel[(triton.cdiv(width, 128), triton.cdiv(tokens, 64))](
         y, few, weight, other_or_y, tokens, width, rank,
         y.stride(0), few.stride(0), *weight.stride(), other_or_y.stride(0),
-        OTHER=other is not None, TOKENS=64, WIDTH=128, RANK=max(16, power_of_two(rank)), num_warps=4,
+        OTHER=other is not None, TOKENS=64, WIDTH=128, RANK=ranks, PARTS=triton.cdiv(rank, ranks), num_warps=4,
     )  # fmt: skip
     return y
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from medreason import kernels, triton_kernels
+from medreason.attention import Documents, attend, attend_backward, flash_attn_4
 from medreason.fp8 import Rows, quantise, quantise_frozen, scales_of_two
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -121,7 +122,7 @@ def test_rotation(fp8: bool, heads: int, key_heads: int, head: int) -> None:
 
 
 @pytest.mark.parametrize("tokens", [9, 70, 600])
-@pytest.mark.parametrize("rank", [3, 16, 48])
+@pytest.mark.parametrize("rank", [3, 16, 48, 150])  # the last is more than a program multiplies at once
 def test_adapters_products(tokens: int, rank: int) -> None:
     held = quantise(random(tokens, 160))
     assert_twins("narrow", held, random(rank, 160, dtype=ADAPTER), 0.5)
@@ -135,6 +136,28 @@ def test_adapters_products(tokens: int, rank: int) -> None:
 def test_frozen_weights_transposed() -> None:
     weight = random(144, 272, dtype=torch.float32)
     assert_twins("transposed", quantise_frozen(weight), scales_of_two(weight.t()))
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="attention's kernels are not Triton's: they need a GPU")
+@pytest.mark.parametrize(("window", "head"), [(None, 64), (None, 128), (150, 64)])
+@pytest.mark.parametrize("installed", [True, False])  # flash-attn-4 where it is there; without it
+def test_attention(window: int | None, head: int, installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not installed:
+        monkeypatch.setattr("medreason.attention.flash_attn_4", lambda device: None)
+    elif flash_attn_4(torch.device("cuda", 0)) is None:
+        pytest.skip("no flash-attn-4 here, or no Hopper")
+    lengths = (200, 1, 330, 69)
+    qkv = random(600, 8, head)
+    grad = random(600, 4, head)
+    found = []
+    for device in ("cuda", "cpu"):
+        q, k, v = qkv.to(device).float().to(BF16 if device == "cuda" else torch.float32).split((4, 2, 2), 1)
+        documents = Documents.of(lengths, window, q.device)
+        out, state = attend(q, k, v, documents)
+        back = attend_backward(grad.to(device).to(q.dtype), q, k, v, out, state, documents)
+        found.append([one.float().cpu() for one in (out, *back)])
+    for ours, exact in zip(*found, strict=True):
+        assert ours.shape == exact.shape and (ours - exact).norm() / exact.norm() < 0.01
 
 
 @pytest.mark.parametrize("vocabulary", [50, 9000])  # less and more than a kernel holds at once

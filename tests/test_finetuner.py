@@ -1,3 +1,5 @@
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -5,9 +7,10 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import Logger
 
-from medreason.callbacks import Throughput
-from medreason.config import Algorithm, Decay, Format, OptimConfig
+from medreason.callbacks import Step, StepBar, StepMetrics
+from medreason.config import Algorithm, Decay, Format, OptimConfig, RunFailed
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
 from medreason.finetuner import AdapterMismatch, Finetuner
@@ -53,33 +56,74 @@ def test_the_last_short_step_of_an_epoch_counts_its_own_tokens(
     assert short[1] == pytest.approx(whole[1], rel=1e-4)
 
 
-def test_a_step_logs_tensors_and_the_rates_of_the_step_before(
-    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], monkeypatch: pytest.MonkeyPatch
+class Rows(Logger):
+    """A logger that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    name, version = "rows", "0"
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.rows.append({"step": step} | metrics)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def test_each_step_is_written_with_its_own_numbers(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example]
 ) -> None:
-    """Tensors: Lightning sends a number to the GPU and waits for it, in the middle of a step."""
-    logged: dict[str, list[torch.Tensor]] = {}
-    monkeypatch.setattr(
-        L.LightningModule, "log", lambda self, name, value, **more: logged.setdefault(name, []).append(value)
-    )
-    model = make_model()
-    trainer = L.Trainer(
-        accelerator="cpu", max_steps=3, accumulate_grad_batches=2, logger=False, callbacks=[Throughput(model)],
-        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-    )  # fmt: skip
     loader = PackedLoader(tokenize(cases[:20], tokenizer, Format.think), 512, pad_token=3, accumulate=2)
     batches = list(loader)
     assert len(batches) >= 6
+    model, logger = make_model(), Rows()
+    metrics = StepMetrics(model)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=3, accumulate_grad_batches=2, logger=logger, log_every_n_steps=0,
+        callbacks=[metrics, StepBar(metrics)], enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
     trainer.fit(Finetuner(model, OPTIM, 3), loader)
-    assert all(isinstance(value, torch.Tensor) for values in logged.values() for value in values)
+    rows = logger.rows
     tokens, targets = ([sum(getattr(b, name) for b in batches[i : i + 2]) for i in (0, 2, 4)] for name in NAMES)
-    assert [value.item() for value in logged["train/tokens"]] == [sum(tokens[: i + 1]) for i in range(3)]
-    rates = [[value.item() for value in logged[f"train/{name}_per_second"]] for name in NAMES]
-    shares = [one / other for one, other in zip(*rates, strict=True)]
-    assert shares == pytest.approx([tokens[0] / targets[0], tokens[1] / targets[1]])
-    assert len(set(shares)) == 2 and all(0 <= value < 1 for value in logged["train/data_wait"])
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert [row["train/tokens"] for row in rows] == [sum(tokens[: i + 1]) for i in range(3)]
+    shares = [row["train/tokens_per_second"] / row["train/targets_per_second"] for row in rows]
+    assert shares == pytest.approx([own / learned for own, learned in zip(tokens, targets, strict=True)])
+    assert len(set(shares)) == 3 and all(0 <= row["train/data_wait"] < 1 for row in rows)
+    assert len({row["train/loss"] for row in rows}) == 3 and all(row["train/grad_norm"] > 0 for row in rows)
 
 
 NAMES = ("tokens", "targets")
+
+
+def test_a_step_is_written_once_the_next_is_under_way_and_before_a_checkpoint(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which is not waited for."""
+    seen: list[tuple[int, int]] = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+            seen.append((trainer.global_step, len(logger.rows)))
+
+    loader = PackedLoader(tokenize(cases[:20], tokenizer, Format.think), 512, pad_token=3)
+    model, logger = make_model(), Rows()
+    metrics = StepMetrics(model)
+    monkeypatch.setattr("medreason.callbacks.done_at_once", lambda device: False)
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=3, logger=logger, log_every_n_steps=0, callbacks=[metrics, Watch()],
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Finetuner(model, OPTIM, 3), loader)
+    assert seen == [(1, 0), (2, 1), (3, 2)] and len(logger.rows) == 3
+    metrics.pending = Step(7, 0, {"train/loss": torch.tensor(2.0)}, torch.ones(3), time.perf_counter(), 0.0, 0.0)
+    before = metrics.total
+    assert metrics.state_dict() == {"total": before + 1} and logger.rows[-1]["step"] == 7
+    metrics.pending = Step(8, 0, {"train/loss": torch.tensor(math.nan)}, torch.ones(3), time.perf_counter(), 0.0, 0.0)
+    with pytest.raises(RunFailed, match="train/loss became nan at step 9"):
+        metrics.state_dict()
 
 
 def test_a_checkpoint_holds_the_adapter_and_not_the_base(
