@@ -31,5 +31,6 @@ test: .venv/ready
 	$(BIN)/pytest --numprocesses 2 --dist loadfile   # most of the time is imports in processes of their own
 
 lock:
-	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate --all-extras \
+	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
+	    $(foreach extra,smollm2 launchers dashboard chat serve dev,--extra $(extra)) \
 	    --python-version 3.11 pyproject.toml -o requirements.lock

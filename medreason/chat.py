@@ -7,17 +7,16 @@ import os
 import sys
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
-from medreason.config import ChatConfig, ConfigError, Format, Precision, TrainConfig
+from medreason.config import ChatConfig, ConfigError, Format, Precision
 from medreason.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
 from medreason.export import questions_of
-from medreason.preflight import check_installed, check_model_path, check_port, settle_hub
+from medreason.preflight import check_installed, check_port
 from medreason.progress import quieten, say
 from medreason.prompts import FORMATS, conversation_text, marks
-from medreason.run_directory import answering_config
 
 SAMPLES = 3  # questions that the page offers
 
@@ -64,15 +63,14 @@ class Speaker:
 
 
 def chat(config: ChatConfig) -> None:
-    trained = check_chat(config)
-    run = Path(config.run)
-    title = f"{run.resolve().name}, {'before training' if config.base else 'as trained'}"
-    speaker = load_speaker(config, trained)
+    answerer = check_chat(config)
+    title = f"{answerer.folder.resolve().name}, {'as trained' if answerer.adapter else 'before training'}"
+    speaker = load_speaker(config, answerer)
     if config.page:
         from medreason.chat_page import open_page
 
         say(f"the page: http://{config.host}:{config.port} (Ctrl-C ends it)")
-        samples = questions_of(run, SAMPLES)
+        samples = questions_of(answerer.folder, SAMPLES)
         open_page(speaker.ask, title, samples, stands_alone(speaker.style), config.host, config.port)
     else:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -81,25 +79,24 @@ def chat(config: ChatConfig) -> None:
         Terminal(speaker.ask, title, stands_alone(speaker.style), colour).talk(typed_lines())
 
 
-def check_chat(config: ChatConfig) -> TrainConfig:
-    """The run's settings. Raises ConfigError, before anything slow, where there can be no chat."""
-    trained = answering_config(Path(config.run), base=config.base, precision=config.precision)
-    check_model_path(trained.model)
+def check_chat(config: ChatConfig) -> Answerer:
+    """Who is to talk. Raises ConfigError, before anything slow, where there can be no chat."""
+    answerer = find_answerer(config.run, base=config.base, precision=config.precision)
     if config.page:
         check_installed("chat", "gradio")
         check_port(config.host, config.port)
-    settle_hub(trained.model, trained.data)
-    if trained.model.precision is Precision.int8:
+    if answerer.config.model.precision is Precision.int8:
         import torch
 
         if not torch.cuda.is_available():
             raise ConfigError("int8 needs a CUDA GPU; on a CPU use precision=nf4 or half")
-    return trained
+    return answerer
 
 
-def load_speaker(config: ChatConfig, trained: TrainConfig) -> Speaker:
+def load_speaker(config: ChatConfig, answerer: Answerer) -> Speaker:
     from medreason.model import context_tokens, import_unsloth, load_tokenizer, load_trained
 
+    trained = answerer.config
     if not trained.model.precision.compiled:
         say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
@@ -111,7 +108,7 @@ def load_speaker(config: ChatConfig, trained: TrainConfig) -> Speaker:
     logging.set_verbosity_error()  # warnings would stand in the middle of answers
     tokenizer = load_tokenizer(trained.model)
     say(f"loading {trained.model.path} in {trained.model.precision.value}")
-    model = load_trained(trained, None if config.base else Path(config.run) / "adapter")
+    model = load_trained(trained, answerer.adapter)
     widen(model, trained.model.precision)
     if not trained.model.precision.compiled:
         model.for_inference()

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -87,11 +88,19 @@ def composition_error(name: str) -> Exception:
 
 
 def composed(*overrides: str) -> TrainConfig:
-    """The typed configuration of a command line, for scripts that are no command. Raises Hydra's errors as well."""
+    """The typed configuration of a training run's command line, for whoever is not one. Raises Hydra's errors as well.
+
+    In the middle of another command too, which Hydra itself would refuse.
+    """
     Plugins.instance().register(NamedRuns)
     ConfigStore.instance().store(name="schema", node=TrainConfig)
-    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
-        return load(hydra.compose("train", overrides=list(overrides)), TrainConfig)
+    outer = GlobalHydra.get_state()
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+            return load(hydra.compose("train", overrides=list(overrides)), TrainConfig)
+    finally:
+        GlobalHydra.set_state(outer)
 
 
 def swept_settings() -> dict[str, str]:

@@ -393,9 +393,10 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    run: str  # a run directory, of which the adapter is evaluated
+    run: str  # a run directory, an adapter's folder, or a model (folder, hub name, embedded:NAME)
     base: bool  # evaluate the model as it was before the run instead
-    precision: Precision | None  # of the base; null: as the run had it
+    precision: Precision | None  # of the base; null: as the run had it, without one nf4 (half on a CPU)
+    format: Format | None  # of prompts and answers; null: as the run had it, without one think
     benchmarks: list[str]  # names (medreason/tasks.py) or files of their form
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`
@@ -406,7 +407,7 @@ class EvaluateConfig:
     orders: int  # orders of the options in which a question is asked; its letters' places are then no hint
     batching: Batching | None  # with method=generate; null: continuous on a GPU
     against: str | None  # folder of another evaluation, compared question by question
-    output: str | None  # null: RUN/evaluation/METHOD, or METHOD_base
+    output: str | None  # null: RUN/evaluation/METHOD, or METHOD_base; for a model alone under runs/
     seed: int
 
     def __post_init__(self) -> None:
@@ -440,7 +441,7 @@ class ExportConfig:
 
 @dataclass
 class ChatConfig:
-    run: str  # a run directory
+    run: str  # a run directory, an adapter's folder, or a model (folder, hub name, embedded:NAME)
     base: bool  # talk to the model as it was before the run
     precision: Precision | None  # of the base; null: as the run had it
     page: bool  # a web page instead of the terminal

@@ -1,4 +1,4 @@
-"""python -m medreason.evaluate: how well a run's model, or the base it came from, answers medical questions.
+"""python -m medreason.evaluate: how well a run, an adapter or a model alone answers medical questions.
 
 Every answer is written down as it comes, so an interrupted evaluation goes on where it stopped:
 
@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
 from medreason.config import Batching, ConfigError, EvaluateConfig, Method, TrainConfig
 from medreason.corpus import Split, read_split
-from medreason.preflight import check_hardware, check_model_path, settle_hub
+from medreason.preflight import check_hardware
 from medreason.progress import quieten, say
-from medreason.run_directory import answering_config, provenance, read_json, write_json
+from medreason.run_directory import provenance, read_json, write_json
 from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training
 from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
@@ -32,29 +33,29 @@ SAID_EVERY_SECONDS = 5.0
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    run = Path(config.run)
-    trained = answering_config(run, base=config.base, precision=config.precision)
+    answerer = find_answerer(config.run, base=config.base, precision=config.precision, style=config.format)
+    trained = answerer.config
     check_against(config.against)
-    check_model_path(trained.model)
-    settle_hub(trained.model, trained.data)
     check_hardware(trained.model, trained.trainer)
     if "clinical_cases" in config.benchmarks and config.method is Method.likelihood:
         raise ConfigError("benchmarks=clinical_cases: its answers have no letters; set method=generate")
     found_tasks = {name: read_task(name) for name in config.benchmarks if name not in RUN_TASKS}
     own = [name for name in config.benchmarks if name in RUN_TASKS]
     split: Split | None
-    if own:
+    if answerer.run is None:
+        split = None
+    elif own:
         split = read_split(trained.data, say)
-        found_tasks |= {name: run_task(name, split) for name in own}
     else:
         split = rows_if_there(trained)
+    found_tasks |= {name: run_task(name, split) for name in own}
     tasks = [chosen(found_tasks[name], config.limit, config.seed) for name in config.benchmarks]
     if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
     batching = config.batching or default_batching()
-    name = config.method.value + ("_base" if config.base else "")
-    folder = Path(config.output) if config.output else run / "evaluation" / name
-    what = identity(config, trained, batching)
+    name = config.method.value + ("" if answerer.adapter else "_base")
+    folder = Path(config.output) if config.output else answerer.folder / "evaluation" / name
+    what = identity(config, answerer, batching)
     left = {task.name: unanswered(task, folder, what) for task in tasks}
     for task in tasks:
         say(f"{task.name}: {len(task.questions):,} questions, {len(left[task.name]):,} to answer")
@@ -63,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> None:
     write_json(folder / "evaluation.json", what | {"tasks": {task.name: task.fingerprint for task in tasks}})
     kinds = {task.name: task.kind for task in tasks}
     if any(left.values()):
-        answer_all(config, trained, run, folder, {name: (kinds[name], some) for name, some in left.items()}, batching)
+        answer_all(config, answerer, folder, {name: (kinds[name], some) for name, some in left.items()}, batching)
     found = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
     scores: dict[str, Any] = {
         "provenance": provenance(),
@@ -75,7 +76,8 @@ def evaluate(config: EvaluateConfig) -> None:
     }
     write_json(folder / "scores.json", scores)
     draw(scores["scores"], folder / "scores.png")
-    log_scores(trained, run, folder.name, scores["scores"])
+    if answerer.run is not None:
+        log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
     print(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png")
 
@@ -113,12 +115,13 @@ def chosen(task: Task, limit: int | None, seed: int) -> Task:
     return replace(task, questions=tuple(task.questions[index] for index in drawn))
 
 
-def identity(config: EvaluateConfig, trained: TrainConfig, batching: Batching) -> dict[str, Any]:
+def identity(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> dict[str, Any]:
     """What answers depend on: answers of anything else must not be mixed with them."""
+    trained = answerer.config
     written = config.method is Method.generate
     return {
-        "run": str(Path(config.run).resolve()),
-        "base": config.base,
+        "run": str(answerer.folder.resolve()),
+        "base": answerer.adapter is None,
         "model": trained.model.path,
         "precision": trained.model.precision.value,
         "method": config.method.value,
@@ -174,14 +177,13 @@ def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 def answer_all(
     config: EvaluateConfig,
-    trained: TrainConfig,
-    run: Path,
+    answerer: Answerer,
     folder: Path,
     left: dict[str, tuple[Kind, list[Question]]],
     batching: Batching,
 ) -> None:
     """Loads the model and answers what is left; each record is in its file before the next one."""
-    adapter = None if config.base else run / "adapter"
+    trained, adapter = answerer.config, answerer.adapter
     continuous = config.method is Method.generate and batching is Batching.continuous
     if continuous:
         say("importing transformers")

@@ -42,11 +42,14 @@ def local_path(model: ModelConfig) -> str:
 def load_tokenizer(model: ModelConfig) -> Any:
     """A tokenizer with a chat template, and a padding token that is not the end-of-sequence token.
 
-    Raises ConfigError for a tokenizer without a chat template that is not Mistral's.
+    Raises ConfigError for a tokenizer without a chat template that is not Mistral's, and for one that ends a text with
+    a token that the model does not have.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(local_path(model), revision=model.revision)
+    settings: Any = AutoConfig.from_pretrained(local_path(model), revision=model.revision)
+    embedded_tokens = int(settings.get_text_config().vocab_size)
     vocabulary = tokenizer.get_vocab()
     if model.chat_template:
         tokenizer.chat_template = model.chat_template
@@ -54,13 +57,28 @@ def load_tokenizer(model: ModelConfig) -> Any:
         if "[/INST]" not in vocabulary:
             raise ConfigError(f"model.path={model.path}: its tokenizer has no chat template; set model.chat_template")
         tokenizer.chat_template = MISTRAL_CHAT_TEMPLATE
-    # Were padding the end-of-sequence token, a collator that masks padding would unteach the model to stop.
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        spare = ("<pad>", "[PAD]", "[control_8]", "<|endoftext|>", "<unk>")
-        tokenizer.pad_token = next(
-            token for token in (*spare, tokenizer.unk_token) if token in vocabulary and token != tokenizer.eos_token
+    end = tokenizer.eos_token_id
+    if end is None or end >= embedded_tokens:
+        raise ConfigError(
+            f"model.path={model.path}: its tokenizer ends a text with {tokenizer.eos_token} (token {end}), which "
+            f"is none of the model's {embedded_tokens:,} tokens; use the tokenizer that the model came with"
         )
+    tokenizer.pad_token = padding_token(tokenizer, embedded_tokens)
     return tokenizer
+
+
+def padding_token(tokenizer: Any, embedded_tokens: int) -> str:
+    """The tokenizer's own padding token where that will do, else one that no text holds.
+
+    Were it the end-of-sequence token, a collator that masks padding would unteach the model to stop. Were it one that
+    was added to the tokenizer and not to the model, its embedding would be read from beyond the table.
+    """
+    vocabulary = tokenizer.get_vocab()
+    spare = (tokenizer.pad_token, "<pad>", "[PAD]", "[control_8]", "<|endoftext|>", "<unk>", tokenizer.unk_token)
+    return next(
+        (one for one in spare if vocabulary.get(one, embedded_tokens) < embedded_tokens and one != tokenizer.eos_token),
+        tokenizer.eos_token,  # nothing else is left; rows here mask padding by place, not by token
+    )
 
 
 def plan_memory(config: TrainConfig, train_tokens: int) -> Need | None:

@@ -15,12 +15,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from medreason.config import ConfigError, Precision, TrainConfig
+from medreason.config import ConfigError, TrainConfig
 
 PACKAGES = ("torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl")
 # known from the start, so that the file's header never has to be rewritten under a running job
@@ -61,19 +60,6 @@ def run_config(run: Path) -> TrainConfig:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
     assert isinstance(found, TrainConfig)
     return found
-
-
-def answering_config(run: Path, *, base: bool, precision: Precision | None) -> TrainConfig:
-    """The settings of a run whose model is to answer, or the one before it (`base`), in another precision if given.
-
-    Raises ConfigError where the directory is no run's, or training has left no adapter yet.
-    """
-    trained = run_config(run)
-    if precision is not None:
-        trained.model = replace(trained.model, precision=precision)
-    if not base and not (run / "adapter" / "adapter_config.json").is_file():
-        raise ConfigError(f"run={run}: no adapter/ in it: it has not finished; base=true takes the model before it")
-    return trained
 
 
 def provenance() -> dict[str, Any]:

@@ -7,6 +7,7 @@ held_out         the run's own held-out rows: loss and perplexity, or with metho
 from collections.abc import Iterable
 
 from medreason.clinical_cases import KINDS, generate_cases
+from medreason.config import ConfigError
 from medreason.contamination import Question as Asked
 from medreason.contamination import find_matches
 from medreason.corpus import Split, digest
@@ -18,11 +19,15 @@ RUN_TASKS = ("clinical_cases", "held_out")
 CASES_OF_A_KIND, CASES_SEED = 20, 2026  # a seed that no run's own cases are made with by default
 
 
-def run_task(name: str, split: Split) -> Task:
-    """A task of RUN_TASKS for the run whose rows these are. Raises ConfigError where it has no question left."""
+def run_task(name: str, split: Split | None) -> Task:
+    """A task of RUN_TASKS for the run whose rows these are. Raises ConfigError where it has no question (left)."""
     if name == "held_out":
+        if split is None:
+            raise ConfigError("benchmarks=held_out: only a run has rows that it held out; name one (run=DIR)")
         return make_task(name, held_out(split), Kind.open)
-    return make_task(name, clinical_cases({normal(one.question) for one in learned(split)}), Kind.exact)
+    return make_task(
+        name, clinical_cases({normal(one.question) for one in (learned(split) if split else [])}), Kind.exact
+    )
 
 
 def learned(split: Split) -> list[Example]:

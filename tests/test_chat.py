@@ -220,7 +220,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(taught_run: Path, tmp_p
     (unfinished / "config.yaml").write_text((taught_run / "config.yaml").read_text())
     for given, telling in (
         ([], "run must be given: run=VALUE"),
-        (["run=nowhere"], "run=nowhere: no config.yaml there"),
+        (["run=nowhere"], "run=nowhere: no run directory, adapter or model there"),
         ([f"run={unfinished}"], "no adapter/ in it: it has not finished; base=true takes the model before it"),
         ([f"run={taught_run}", "page=true", f"port={taken_port}"], f"port={taken_port}: address already in use; give"),
         ([f"run={taught_run}", "port=70000"], "port must be in 1 to 65535, got 70000"),

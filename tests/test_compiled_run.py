@@ -27,7 +27,7 @@ def test_the_loss_falls_and_every_step_is_logged(run: Path) -> None:
     steps, losses = series(rows, "train/loss")
     assert steps == [0, 1, 2, 3, 4, 5] and losses[-1] < losses[0]
     waits = series(rows, "train/data_wait")[1]
-    assert len(waits) == 5 and all(0 <= wait < 1 for wait in waits)
+    assert len(waits) == 6 and all(0 <= wait < 1 for wait in waits)
     assert all(rate > 0 for rate in series(rows, "train/targets_per_second")[1])
     record = json.loads((run / "run.json").read_text())
     assert record["recompute"] == "none" and record["memory"] is None  # nothing is planned without a GPU

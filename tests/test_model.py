@@ -1,9 +1,12 @@
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from conftest import TINY
 from medreason.command import composed
@@ -11,7 +14,7 @@ from medreason.config import ConfigError, Format, Precision, Recompute
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
 from medreason.memory import GIB
-from medreason.model import context_tokens, load_trained, plan_memory, summed_loss
+from medreason.model import context_tokens, load_tokenizer, load_trained, local_path, plan_memory, summed_loss
 from medreason.prompts import Example
 
 PRECISIONS = {"half": 1e-5, "nf4": 2e-2}  # largest difference of logits: rounding of the engine
@@ -94,8 +97,27 @@ def test_an_unknown_target_module_is_named(make_model: Callable[..., Any]) -> No
         make_model(target_modules=["query"])
 
 
-def test_padding_is_not_the_end_of_sequence(tokenizer: Any) -> None:
-    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+@pytest.fixture
+def own_tiny(tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be altered."""
+    return Path(shutil.copytree(local_path(TINY), tmp_path / "model"))
+
+
+def test_padding_is_not_the_end_of_sequence_nor_beyond_the_embeddings(tokenizer: Any, own_tiny: Path) -> None:
+    assert tokenizer.pad_token == "<pad>"
+    added = AutoTokenizer.from_pretrained(own_tiny)
+    for pad in ("</s>", "<new>"):  # the second becomes a token that only the tokenizer knows
+        added.pad_token = pad
+        added.save_pretrained(own_tiny)
+        assert load_tokenizer(replace(TINY, path=str(own_tiny))).pad_token == "<pad>"
+
+
+def test_a_tokenizer_that_ends_a_text_as_the_model_cannot_is_refused(own_tiny: Path) -> None:
+    added = AutoTokenizer.from_pretrained(own_tiny)
+    added.eos_token = "<|im_end|>"
+    added.save_pretrained(own_tiny)
+    with pytest.raises(ConfigError, match=r"ends a text with <\|im_end\|> .*use the tokenizer that the model"):
+        load_tokenizer(replace(TINY, path=str(own_tiny)))
 
 
 def test_a_model_that_answers_reads_prompts_longer_than_the_rows_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,118 @@
+"""Who answers: a run of this project, an adapter in PEFT's format, or a model alone."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from medreason import embedded
+from medreason.command import composed
+from medreason.config import ConfigError, Format, Precision, TrainConfig
+from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, settle_hub
+from medreason.run_directory import read_json, run_config
+
+PLAIN: dict[str, Any] = {
+    "bias": "none",
+    "rank_pattern": {},
+    "alpha_pattern": {},
+    "modules_to_save": None,
+}  # of LoRA, as it is here
+
+
+@dataclass(frozen=True)
+class Answerer:
+    config: TrainConfig  # as it was trained, or would be
+    adapter: Path | None  # None: the model alone
+    run: Path | None  # the run that it came from, of which the rows are known
+    folder: Path  # where what it answers is kept; not there yet for a model alone
+
+
+def find_answerer(
+    given: str, *, base: bool = False, precision: Precision | None = None, style: Format | None = None
+) -> Answerer:
+    """What `run=GIVEN` names: a run directory, an adapter's folder, or a model (folder, hub name, embedded:NAME).
+
+    `base` leaves the adapter out. Without a run, precision is 4-bit on a GPU and 16-bit elsewhere, and the format
+    `think`. Raises ConfigError, before anything slow, for what is none of these or cannot be had.
+    """
+    folder = Path(given)
+    if (folder / "config.yaml").is_file():
+        found = of_run(folder, base)
+    elif (folder / "adapter_config.json").is_file():
+        found = of_adapter(folder, base)
+    else:
+        found = of_model(given)
+    if precision is not None:
+        found.config.model = replace(found.config.model, precision=precision)
+    if style is not None:
+        found.config.data = replace(found.config.data, format=style)
+    try:
+        check_model_path(found.config.model)
+        settle_hub(found.config.model, found.config.data)
+        check_hub_model(found.config.model)
+    except ConfigError as error:
+        if found.run is not None:
+            raise
+        path = found.config.model.path
+        raise ConfigError(f"run={given}: the model {path} is neither here nor to be had from the hub") from error
+    return found
+
+
+def of_run(run: Path, base: bool) -> Answerer:
+    adapter = run / "adapter"
+    if not base and not (adapter / "adapter_config.json").is_file():
+        raise ConfigError(f"run={run}: no adapter/ in it: it has not finished; base=true takes the model before it")
+    return Answerer(run_config(run), None if base else adapter, run, run)
+
+
+def of_adapter(folder: Path, base: bool) -> Answerer:
+    """Raises ConfigError for an adapter that is not LoRA, or of a kind that would not be honoured."""
+    settings = read_json(folder / "adapter_config.json")
+    name, targets = settings.get("base_model_name_or_path"), settings.get("target_modules")
+    if settings.get("peft_type") != "LORA" or not name or not isinstance(targets, list):
+        raise ConfigError(f"run={folder}: not LoRA over a list of target modules, which is what this project knows")
+    if odd := [key for key, usual in PLAIN.items() if settings.get(key, usual) != usual]:
+        raise ConfigError(f"run={folder}: an adapter with {odd[0]}, which this project does not know")
+    template = folder / "chat_template.jinja"
+    config = alone(name)
+    config.model = replace(
+        config.model,
+        revision=settings.get("revision"),
+        chat_template=template.read_text() if template.is_file() else None,
+    )
+    config.lora = replace(
+        config.lora,
+        r=settings["r"],
+        alpha=settings["lora_alpha"],
+        target_modules=targets,
+        rslora=bool(settings.get("use_rslora")),
+        dora=bool(settings.get("use_dora")),
+    )
+    return Answerer(config, None if base else folder, None, folder)
+
+
+def of_model(given: str) -> Answerer:
+    if not given.startswith(EMBEDDED) and not (Path(given) / "config.json").is_file() and not hub_name(given):
+        raise ConfigError(
+            f"run={given}: no run directory, adapter or model there; name the folder that medreason.train wrote"
+        )
+    return Answerer(alone(given), None, None, Path("runs") / re.split("[/:]", given.rstrip("/"))[-1])
+
+
+def hub_name(given: str) -> bool:
+    return not Path(given).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", given) is not None
+
+
+def alone(model: str) -> TrainConfig:
+    """Settings of a run of this model, if there were one."""
+    import torch
+
+    known = []
+    if model.startswith(EMBEDDED):
+        embedded.find(model.removeprefix(EMBEDDED))
+        known.append(f"model={model.removeprefix(EMBEDDED)}")
+    gpu = torch.cuda.is_available()
+    config = composed(*known, f"trainer={'gpu' if gpu else 'cpu'}")
+    changed: dict[str, Any] = {} if known else {"path": model, "revision": None}
+    config.model = replace(config.model, precision=Precision.nf4 if gpu else Precision.half, **changed)
+    return config
