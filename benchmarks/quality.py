@@ -1,10 +1,12 @@
 """What fine-tuning changes, by this project's own commands: two runs of a small real model, evaluated before and after.
 
-usage: quality.py ROWS_FILE QUESTIONS_FILE[,QUESTIONS_FILE...] OUT_FOLDER [MODEL] [STEPS] [SETTING...]
-       MODEL is an option of conf/model, smollm2_135m without; SETTINGs go to every training run.
+usage: quality.py ROWS_FILE QUESTIONS_FILE[,...] OUT_FOLDER [MODEL] [STEPS] [PRECISION,...] [SETTING...]
+       MODEL is an option of conf/model, smollm2_135m without; PRECISIONs are those of model.precision, without:
+       bf16,fp8,nf4; on a CPU take half. SETTINGs go to every training run.
 
-`rows` learns medical reasoning rows, once in each of PRECISIONS, and answers multiple-choice questions by likelihood,
-the base also with their options in four orders. `cases` learns rule-made clinical cases and writes answers to others.
+`rows` learns medical reasoning rows, once in each precision, and in the first of them answers multiple-choice questions
+by likelihood, the base some also with their options in four orders. `cases` learns rule-made clinical cases and writes
+answers to others.
 Runs of a stage are processes of their own at the same time, so nothing here says how fast anything is.
 """
 
@@ -17,8 +19,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the package is not installed
 from medreason.run_directory import provenance, read_json, write_json
 
-PRECISIONS = ("bf16", "fp8", "nf4")
-FIRST = PRECISIONS[0]
 PAIRS = (("rows_before", "rows_after"), ("rows_before", "four_orders"), ("cases_before", "cases_after"))
 TRAINED = ["optim=adamw", "trainer.accumulate=1", "trainer.max_epochs=999", "trainer.answer_questions=0"]
 WRITING = ["method=generate", "batching=static", "batch=100", "max_new_tokens=192"]
@@ -41,7 +41,16 @@ def at_once(commands: dict[str, list[str]], logs: Path) -> None:
             process.terminate()
 
 
-def main(rows: str, questions: str, out: str, model: str = "smollm2_135m", steps: str = "200", *settings: str) -> None:
+def main(
+    rows: str,
+    questions: str,
+    out: str,
+    model: str = "smollm2_135m",
+    steps: str = "200",
+    precisions: str = "bf16,fp8,nf4",
+    *settings: str,
+) -> None:
+    first, *others = precisions.split(",")
     folder = Path(out)
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -56,30 +65,32 @@ def main(rows: str, questions: str, out: str, model: str = "smollm2_135m", steps
 
     real = ["data=local", f"data.path={rows}", "data.too_long=truncate"]
     runs = {
-        f"rows_{one}": training(f"rows_{one}", *real, f"model.precision={one}") for one in PRECISIONS
+        f"rows_{one}": training(f"rows_{one}", *real, f"model.precision={one}") for one in (first, *others)
     } | {
-        "cases": training("cases", "data=clinical_cases", "data.row_tokens=4096", f"model.precision={FIRST}",
+        "cases": training("cases", "data=clinical_cases", "data.row_tokens=4096", f"model.precision={first}",
                           "optim.lr=2e-3", "lora.alpha=2r")
     }  # fmt: skip
     at_once(runs, logs)
 
     by_letters = f"benchmarks=[{questions},held_out]"
-    in_orders = [f"benchmarks=[{questions}]", "base=true", "orders=4"]
+    in_orders = [f"benchmarks=[{questions}]", "base=true", "orders=4", "limit=100"]
     written = ["benchmarks=[clinical_cases]", *WRITING]
     before = {
-        "rows_before": evaluation(f"rows_{FIRST}", "rows_before", by_letters, "base=true"),
+        "rows_before": evaluation(f"rows_{first}", "rows_before", by_letters, "base=true"),
         "cases_before": evaluation("cases", "cases_before", *written, "base=true"),
     }
     at_once(before, logs)
     against = {name: f"against={folder / name}" for name in before}
     after = {
-        "four_orders": evaluation(f"rows_{FIRST}", "four_orders", *in_orders, against["rows_before"]),
-        "rows_after": evaluation(f"rows_{FIRST}", "rows_after", by_letters, against["rows_before"]),
+        "four_orders": evaluation(f"rows_{first}", "four_orders", *in_orders, against["rows_before"]),
+        "rows_after": evaluation(f"rows_{first}", "rows_after", by_letters, against["rows_before"]),
         "cases_after": evaluation("cases", "cases_after", *written, against["cases_before"]),
     }
     at_once(after, logs)
 
-    losses = {one: read_json(folder / f"rows_{one}" / "run.json")["results"]["val_loss_after"] for one in PRECISIONS}
+    losses = {
+        one: read_json(folder / f"rows_{one}" / "run.json")["results"]["val_loss_after"] for one in (first, *others)
+    }
     found = {name: read_json(folder / name / "scores.json") for name in (*before, *after)}
     kept = {name: {"scores": one["scores"], "differences": one["differences"]} for name, one in found.items()}
     record = {"provenance": provenance(), "model": model, "steps": int(steps), "held_out_loss": losses}
@@ -87,7 +98,7 @@ def main(rows: str, questions: str, out: str, model: str = "smollm2_135m", steps
     draw(kept, f"{model}, {steps} steps", folder / "quality.png")
     print(f"\nheld-out loss after {steps} steps on {Path(rows).name}")
     for one, loss in losses.items():
-        print(f"  {one:6} {loss:.4f}  {loss / losses[FIRST] - 1:+.2%}")
+        print(f"  {one:6} {loss:.4f}  {loss / losses[first] - 1:+.2%}")
     for one, other in PAIRS:
         print(f"\n{one} -> {other}")
         for name, score in kept[other]["scores"].items():

@@ -46,13 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, documents: Documents) -> tuple[Tenso
     if not q.is_cuda:
         return by_document(q, k, v, documents), None
     if hopper := made_for_hopper(q.device, documents):
-        with torch.enable_grad():  # its own graph, of this step alone, is what its backward pass needs
-            q, k, v = (one.detach().requires_grad_() for one in (q, k, v))
-            out, _ = hopper(
-                q, k, v, cu_seqlens_q=documents.cumulative, cu_seqlens_k=documents.cumulative,
-                max_seqlen_q=documents.longest, max_seqlen_k=documents.longest, causal=True,
-            )  # fmt: skip
-        return out.detach(), OwnGraph(out, (q, k, v))
+        return in_own_graph(hopper, q, k, v, documents)
     out, *state = torch.ops.aten._flash_attention_forward(
         q, k, v, *spans(documents), 0.0, True, False, **scaling(q, documents)
     )
@@ -63,16 +57,30 @@ def attend_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, state: Any, documents: Documents
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
+    if isinstance(state, OwnGraph):
+        return torch.autograd.grad(state.out, state.inputs, grad)  # type: ignore[return-value]
     if not q.is_cuda:
         with torch.enable_grad():
             q, k, v = (one.detach().requires_grad_() for one in (q, k, v))
             return torch.autograd.grad(by_document(q, k, v, documents), (q, k, v), grad)  # type: ignore[return-value]
-    if isinstance(state, OwnGraph):
-        return torch.autograd.grad(state.out, state.inputs, grad)  # type: ignore[return-value]
     logsumexp, random_state, unused, _ = state
     return torch.ops.aten._flash_attention_backward(  # type: ignore[no-any-return]
         grad, q, k, v, out, logsumexp, *spans(documents), 0.0, True, random_state, unused, **scaling(q, documents)
     )
+
+
+def in_own_graph(
+    attention: Callable[..., tuple[Tensor, Tensor]], q: Tensor, k: Tensor, v: Tensor, documents: Documents
+) -> tuple[Tensor, "OwnGraph"]:
+    """What attention with flash-attn's arguments gives, and the way back through it; without one in inference mode."""
+    if keeps_graph := not torch.is_inference_mode_enabled():
+        q, k, v = (one.detach().requires_grad_() for one in (q, k, v))
+    with torch.set_grad_enabled(keeps_graph):
+        out, _ = attention(
+            q, k, v, cu_seqlens_q=documents.cumulative, cu_seqlens_k=documents.cumulative,
+            max_seqlen_q=documents.longest, max_seqlen_k=documents.longest, causal=True,
+        )  # fmt: skip
+    return out.detach(), OwnGraph(out, (q, k, v))
 
 
 @dataclass(frozen=True)

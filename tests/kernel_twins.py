@@ -154,6 +154,8 @@ def test_attention(window: int | None, head: int, installed: bool, monkeypatch: 
         q, k, v = qkv.to(device).float().to(BF16 if device == "cuda" else torch.float32).split((4, 2, 2), 1)
         documents = Documents.of(lengths, window, q.device)
         out, state = attend(q, k, v, documents)
+        with torch.inference_mode():  # as validations are
+            assert torch.equal(attend(q, k, v, documents)[0], out)
         back = attend_backward(grad.to(device).to(q.dtype), q, k, v, out, state, documents)
         found.append([one.float().cpu() for one in (out, *back)])
     for ours, exact in zip(*found, strict=True):

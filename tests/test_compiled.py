@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 
 from conftest import TINY, lora, run_train, tiny_run
 from medreason import embedded, kernels
+from medreason.attention import Documents, attend, attend_backward, by_document, in_own_graph
 from medreason.compiled import adapt, check_architecture
 from medreason.config import ConfigError, Format, Precision, Recompute
 from medreason.datamodule import PackedBatch, PackedLoader
@@ -248,3 +249,23 @@ def test_a_run_trains_with_the_fast_engine_from_end_to_end(tmp_path: Path, rows_
     assert said.returncode == 0, said.stderr[-2000:]
     assert "importing Unsloth" not in said.stdout
     assert (run / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_attention_by_another_package_trains_and_validates() -> None:
+    """Its own graph is gone back through; a validation, which is in inference mode, has none."""
+    documents = Documents.of((5, 1, 3), None, torch.device("cpu"))
+    q, k, v, grad = (torch.randn(9, heads, 16) for heads in (4, 2, 2, 4))
+
+    def package(*qkv: torch.Tensor, cu_seqlens_q: torch.Tensor, causal: bool, **_: Any) -> tuple[torch.Tensor, None]:
+        assert causal and cu_seqlens_q[:4].tolist() == [0, 5, 6, 9]
+        return by_document(*qkv, documents), None
+
+    with torch.no_grad():  # as inside a function of autograd
+        out, state = in_own_graph(package, q, k, v, documents)
+        back = attend_backward(grad, q, k, v, out, state, documents)
+        plain, _ = attend(q, k, v, documents)
+        expected = attend_backward(grad, q, k, v, plain, None, documents)
+    with torch.inference_mode():
+        validated, _ = in_own_graph(package, q, k, v, documents)
+    assert torch.equal(out, plain) and torch.equal(validated, plain)
+    assert all(map(torch.allclose, back, expected))
