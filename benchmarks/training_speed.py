@@ -78,7 +78,7 @@ def carry_out(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
-def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
+def draw(results: list[dict[str, Any]], made: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -93,8 +93,12 @@ def draw(results: list[dict[str, Any]], device: str, path: Path) -> None:
     axes.set_yticks(range(len(results)), [result["name"] for result in results])
     axes.invert_yaxis()
     axes.set(
-        xlabel="document tokens per second", title=device, xlim=(0, 1.25 * max(r["tokens_per_second"] for r in results))
+        xlabel="document tokens per second",
+        title=made["device"],
+        xlim=(0, 1.25 * max(r["tokens_per_second"] for r in results)),
     )
+    versions = [f"{name} {made['versions'][name]}" for name in ("torch", "unsloth", "trl") if made["versions"][name]]
+    figure.supxlabel(", ".join([*versions, f"commit {(made['commit'] or 'unknown')[:7]}"]), fontsize=8, color="#666666")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -117,7 +121,7 @@ def main(model: str, rows: str, out: str, steps: str = "24", row_tokens: str = "
         write_json(
             folder / "training_speed.json", {"provenance": made, "row_tokens": int(row_tokens), "results": results}
         )
-        draw(results, made["device"], folder / "training_speed.png")
+        draw(results, made, folder / "training_speed.png")
 
 
 if __name__ == "__main__":
