@@ -21,7 +21,10 @@ from typing import Any
 
 from medreason.config import ConfigError, TrainConfig
 
-PACKAGES = ("torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl")
+PACKAGES = (
+    "torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl",
+    "flash-attn-4",
+)  # fmt: skip
 # known from the start, so that the file's header never has to be rewritten under a running job
 COLUMNS = (  # in the order into which Lightning sorts them
     "epoch", "step", "train/data_wait", "train/grad_norm", "train/loss", "train/lr", "train/memory_gib", "train/mfu",
