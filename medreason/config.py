@@ -400,7 +400,7 @@ class EvaluateConfig:
     benchmarks: list[str]  # names (medreason/tasks.py) or files of their form
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`
-    batch: int  # questions answered at once, where answers do not leave as they end
+    batch: int | None  # questions answered at once, where answers do not leave as they end; null: by method
     max_new_tokens: int  # with method=generate
     samples: int  # with method=generate: answers to each question, of which the most frequent counts
     temperature: float  # of samples; a single answer is greedy
@@ -414,7 +414,8 @@ class EvaluateConfig:
         check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
         check(bool(self.benchmarks), "benchmarks", "name at least one (benchmarks=[medqa])", [])
         check(self.limit is None or self.limit > 0, "limit", "be positive or null", self.limit)
-        for name in ("batch", "max_new_tokens", "samples", "orders"):
+        check(self.batch is None or self.batch > 0, "batch", "be positive or null", self.batch)
+        for name in ("max_new_tokens", "samples", "orders"):
             check(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         check(self.temperature > 0, "temperature", "be positive", self.temperature)
         written = self.method is Method.generate

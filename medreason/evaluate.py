@@ -30,6 +30,8 @@ from medreason.tasks import Kind, Question, Task, read_task
 from medreason.wandb_runs import log_scores
 
 SAID_EVERY_SECONDS = 5.0
+# Of questions. A token costs a pass over all weights, however many questions share it; whole prompts gain little.
+BATCH = {Method.likelihood: 8, Method.generate: 32}
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -233,7 +235,7 @@ def answers(
     from medreason.answering import by_likelihood, by_loss, by_writing
     from medreason.generate import write_in_batches
 
-    style, size = trained.data.format, config.batch
+    style, size = trained.data.format, config.batch or BATCH[config.method]
     if config.method is Method.likelihood and kind is Kind.open:
         return by_loss(model, tokenizer, questions, style, batch_size=size)
     if config.method is Method.likelihood:
