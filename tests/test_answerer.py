@@ -32,12 +32,12 @@ def test_an_adapter_is_taken_with_its_own_settings(tmp_path: Path) -> None:
     assert find_answerer(str(folder), base=True).adapter is None
 
 
-@pytest.mark.parametrize("given", ["embedded:tiny", local_path(TINY)])
-def test_a_model_alone_answers_in_sixteen_bits_on_a_cpu(given: str) -> None:
-    found = find_answerer(given)
-    assert (found.adapter, found.run, found.folder) == (None, None, Path("runs/tiny"))
-    assert found.config.model.path == given and found.config.model.precision is Precision.half
-    assert find_answerer(given, precision=Precision.nf4).config.model.precision is Precision.nf4
+def test_a_model_alone_answers_in_sixteen_bits_on_a_cpu() -> None:
+    for given in ("embedded:tiny", local_path(TINY)):
+        found = find_answerer(given)
+        assert (found.adapter, found.run, found.folder) == (None, None, Path("runs/tiny"))
+        assert found.config.model.path == given and found.config.model.precision is Precision.half
+        assert find_answerer(given, precision=Precision.nf4).config.model.precision is Precision.nf4
 
 
 @pytest.mark.parametrize(
