@@ -11,12 +11,8 @@ from medreason.config import ConfigError, Format, Precision, TrainConfig
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, settle_hub
 from medreason.run_directory import read_json, run_config
 
-PLAIN: dict[str, Any] = {
-    "bias": "none",
-    "rank_pattern": {},
-    "alpha_pattern": {},
-    "modules_to_save": None,
-}  # of LoRA, as it is here
+# settings of LoRA that are always these here
+PLAIN: dict[str, Any] = {"bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,8 @@ def of_adapter(folder: Path, base: bool) -> Answerer:
     """Raises ConfigError for an adapter that is not LoRA, or of a kind that would not be honoured."""
     settings = read_json(folder / "adapter_config.json")
     name, targets = settings.get("base_model_name_or_path"), settings.get("target_modules")
-    if settings.get("peft_type") != "LORA" or not name or not isinstance(targets, list):
+    known = settings.get("peft_type") == "LORA" and {"r", "lora_alpha"} <= settings.keys()
+    if not known or not name or not isinstance(targets, list):
         raise ConfigError(f"run={folder}: not LoRA over a list of target modules, which is what this project knows")
     if odd := [key for key, usual in PLAIN.items() if settings.get(key, usual) != usual]:
         raise ConfigError(f"run={folder}: an adapter with {odd[0]}, which this project does not know")

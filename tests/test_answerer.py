@@ -44,6 +44,7 @@ def test_a_model_alone_answers_in_sixteen_bits_on_a_cpu() -> None:
     ("changes", "said"),
     [
         ({"peft_type": "IA3"}, "not LoRA over a list of target modules"),
+        ({"peft_type": None}, "not LoRA over a list of target modules"),
         ({"target_modules": ".*_proj"}, "not LoRA over a list of target modules"),
         ({"rank_pattern": {"q_proj": 8}}, "an adapter with rank_pattern, which this project does not know"),
         ({"base_model_name_or_path": "/nowhere/model"}, "the model /nowhere/model is neither here nor to be had"),
