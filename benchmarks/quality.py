@@ -73,7 +73,7 @@ def main(
     at_once(runs, logs)
 
     by_letters = f"benchmarks=[{questions},held_out]"
-    in_orders = [f"benchmarks=[{questions}]", "base=true", "orders=4", "limit=100"]
+    in_orders = [f"benchmarks=[{questions}]", "base=true", "orders=4", "limit=400"]
     written = ["benchmarks=[clinical_cases]", *WRITING]
     before = {
         "rows_before": evaluation(f"rows_{first}", "rows_before", by_letters, "base=true"),
