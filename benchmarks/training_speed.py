@@ -28,10 +28,11 @@ ENGINES = {
     "nf4": ["model.precision=nf4"],
     "fp8_24gib": ["model.precision=fp8", "trainer.memory_gib=24"],
     "fp8_16gib": ["model.precision=fp8", "trainer.memory_gib=16"],
+    "fp8_r64": ["model.precision=fp8", "lora.r=64"],
     "cpu_bf16": ["model.precision=bf16", "trainer=cpu", "optim=adamw"],  # for a test that this still runs
 }
 PEERS = ("unsloth_trl_packed", "unsloth_trl", "hf_trl")
-ON_A_GPU = ("fp8", "bf16", "nf4", "fp8_24gib", "fp8_16gib", *PEERS)
+ON_A_GPU = ("fp8", "bf16", "nf4", "fp8_24gib", "fp8_16gib", "fp8_r64", *PEERS)
 SECONDS = 420  # for each
 
 
