@@ -36,6 +36,19 @@ def share_of(part: str) -> Callable[[Score], str]:
     return lambda score: share(score.get(part, {}))
 
 
+def chosen_letters(score: Score) -> str:
+    counts = {letter: count["chosen"] for letter, count in score.get("letters", {}).items()}
+    return " ".join(f"{letter} {count / score['questions']:.0%}" for letter, count in counts.items() if count)
+
+
+def always_one_letter(score: Score) -> str:
+    """What the letter scores that is right most often: less is worse than not to read the questions."""
+    if "letters" not in score:
+        return ""
+    letter, most = max(score["letters"].items(), key=lambda one: one[1]["gold"])
+    return f"{most['gold'] / score['questions']:.1%} ({letter})"
+
+
 def mean_loss(score: Score) -> str:
     if "loss" not in score:
         return ""
@@ -50,6 +63,8 @@ MEASURES: dict[str, Callable[[Score], str]] = {
     "unseen in training": share_of("unseen"),
     "of so many": lambda score: f"{score['unseen']['questions']:,}" if "unseen" in score else "",
     "HuatuoGPT-o1's rule": share_of("huatuo"),
+    "always the same letter": always_one_letter,
+    "letters chosen": chosen_letters,
     "no answer": lambda score: str(score["no_answer"]) if "no_answer" in score else "",
     "cut by max_new_tokens": lambda score: str(score["cut"]) if "format" in score else "",
     "reasoning, then answer": share_of("format"),

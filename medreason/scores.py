@@ -15,6 +15,7 @@ A record is a question's line in RUN/evaluation/NAME/BENCHMARK.jsonl:
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -43,7 +44,8 @@ def right(records: Sequence[Record], rule: str = "choice") -> list[bool]:
 def summarize(records: Sequence[Record], seen: AbstractSet[str] = frozenset()) -> dict[str, Any]:
     """What these records say, each with its 95% interval; where some were `seen` in training (ids), also without them.
 
-    Accuracy (also by subject), what was not answered or cut, loss, format, agreement, calibration: those that apply.
+    Accuracy (also by subject), what was not answered or cut, loss, format, agreement, calibration, letters: those that
+    apply.
     """
     found: dict[str, Any] = {"questions": len(records), "cut": sum(bool(record["cut"]) for record in records)}
     graded = [record for record in records if record["gold"] is not None]
@@ -62,6 +64,8 @@ def summarize(records: Sequence[Record], seen: AbstractSet[str] = frozenset()) -
             found["calibration"] = calibration(graded)
         if any(len(record["choices"]) > 1 for record in graded):
             found["agreement"] = accuracy([len(set(record["choices"])) == 1 for record in graded])
+        if all("probabilities" in record or "huatuo" in record for record in graded):
+            found["letters"] = letters(graded)
     if any("loss" in record for record in records):
         found["loss"] = loss([record["loss"] for record in records], [record["tokens"] for record in records])
     if any("formed" in record for record in records):
@@ -86,6 +90,12 @@ def accuracy(correct: Sequence[bool]) -> dict[str, Any]:
     low, high = wilson(sum(correct), len(correct))
     share = sum(correct) / len(correct) if correct else None
     return {"questions": len(correct), "correct": sum(correct), "accuracy": share, "interval": [low, high]}
+
+
+def letters(records: Sequence[Record]) -> dict[str, dict[str, int]]:
+    """How often each letter was chosen and is the right one: shows a habit, and what it alone would score."""
+    chosen, gold = (Counter(record[key] for record in records) for key in ("choice", "gold"))
+    return {letter: {"chosen": chosen[letter], "gold": gold[letter]} for letter in sorted({*chosen, *gold} - {None})}
 
 
 def calibration(records: Sequence[Record]) -> dict[str, Any]:

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from medreason.score_table import MEASURES
 from medreason.scores import compare, summarize
 
 
@@ -53,6 +54,18 @@ def test_agreement_and_confidence_come_with_several_choices() -> None:
     assert found["agreement"]["accuracy"] == 0.5
     assert found["calibration"]["ece"] == pytest.approx(0.25)  # sure and right; half sure and wrong
     assert "brier" not in found["calibration"]
+
+
+def test_letters_show_a_habit_and_what_it_alone_would_score() -> None:
+    answered = (("B", "A"), ("B", "A"), ("A", "A"), ("B", None))
+    records = [choice(str(i), gold, chosen, huatuo="A") for i, (gold, chosen) in enumerate(answered)]
+    found = summarize(records)
+    assert found["letters"] == {"A": {"chosen": 3, "gold": 1}, "B": {"chosen": 0, "gold": 3}}
+    assert MEASURES["always the same letter"](found) == "75.0% (B)"
+    assert MEASURES["letters chosen"](found) == "A 75%"
+    for other in (choice("a", "O", "O"), choice("b", None, "text")):  # a blood group is no letter of an option
+        found = summarize([other])
+        assert "letters" not in found and MEASURES["always the same letter"](found) == ""
 
 
 def test_an_open_question_counts_only_for_the_form_of_its_answer() -> None:
