@@ -24,15 +24,14 @@ from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, pe
 
 Record = dict[str, Any]
 Write = Callable[[Sequence[str]], Iterator[tuple[int, Written]]]  # prompts -> index of one, what was written to it
-AT_ONCE = 8  # batches of questions between two records that are written down
 
 
 def by_likelihood(
     model: Any, tokenizer: Any, questions: Sequence[Question], style: Format, *, orders: int, batch_size: int
 ) -> Iterator[Record]:
     """Records with the probability of each letter right after the prompt, its mean over the orders of the options."""
-    for start in range(0, len(questions), AT_ONCE * batch_size):
-        members = questions[start : start + AT_ONCE * batch_size]
+    for start in range(0, len(questions), batch_size):
+        members = questions[start : start + batch_size]
         asked = [
             (number, order)
             for number, question in enumerate(members)
@@ -77,8 +76,8 @@ def by_loss(
     model: Any, tokenizer: Any, questions: Sequence[Question], style: Format, *, batch_size: int
 ) -> Iterator[Record]:
     """Records with the loss of each expected reasoning and answer, summed over its tokens; in nats."""
-    for start in range(0, len(questions), AT_ONCE * batch_size):
-        members = questions[start : start + AT_ONCE * batch_size]
+    for start in range(0, len(questions), batch_size):
+        members = questions[start : start + batch_size]
         examples = [Example(question.question, question.reasoning, question.answer) for question in members]
         documents = tokenize(examples, tokenizer, style)
         losses = completion_losses(model, tokenizer, documents, batch_size=batch_size)

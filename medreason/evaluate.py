@@ -26,7 +26,7 @@ from medreason.run_directory import provenance, read_json, write_json
 from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training
 from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
-from medreason.tasks import Kind, Question, Task, read_task
+from medreason.tasks import Kind, Question, Task, presented, read_task
 from medreason.wandb_runs import log_scores
 
 SAID_EVERY_SECONDS = 5.0
@@ -210,7 +210,7 @@ def answer_all(
     torch.manual_seed(config.seed)
     for name, (kind, questions) in left.items():
         # of like length together, so that little is padded
-        questions.sort(key=lambda question: len(question.question) + len(question.context))
+        questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
         drop_cut_line(folder / f"{name}.jsonl")
         records = answers(config, trained, model, tokenizer, kind, questions, continuous=continuous)
         said = time.monotonic()
