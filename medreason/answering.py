@@ -87,18 +87,26 @@ def by_loss(
 
 
 def by_writing(
-    write: Write, tokenizer: Any, questions: Sequence[Question], kind: Kind, style: Format, *, orders: int, samples: int
+    write: Write,
+    prompted: Callable[[str], str],
+    questions: Sequence[Question],
+    kind: Kind,
+    style: Format,
+    *,
+    orders: int,
+    samples: int,
 ) -> Iterator[Record]:
-    """Records with what the model wrote, and what it commits to; a record comes once its question is answered whole."""
+    """Records with what the model wrote, and what it commits to; a record comes once its question is answered whole.
+
+    `prompted` makes of a user's turn the prompt that `write` takes.
+    """
     asked = [
         (number, order)
         for number, question in enumerate(questions)
         for order in cyclic_orders(len(question.options), orders)
         for _ in range(samples)
     ]
-    prompts = [
-        prompt_text(tokenizer, reasoning_prompt(in_order(questions[number], order)), style) for number, order in asked
-    ]
+    prompts = [prompted(reasoning_prompt(in_order(questions[number], order))) for number, order in asked]
     left = [0] * len(questions)
     for number, _ in asked:
         left[number] += 1

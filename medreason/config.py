@@ -406,8 +406,10 @@ class EvaluateConfig:
     temperature: float  # of samples; a single answer is greedy
     orders: int  # orders of the options in which a question is asked; its letters' places are then no hint
     batching: Batching | None  # with method=generate; null: continuous on a GPU
+    server: str | None  # with method=generate: address of an OpenAI-compatible server that writes instead
+    served_model: str | None  # what the server calls the model; null: as medreason.serve does
     against: str | None  # folder of another evaluation, compared question by question
-    output: str | None  # null: RUN/evaluation/METHOD, or METHOD_base; for a model alone under runs/
+    output: str | None  # null: RUN/evaluation/METHOD, _base or _served; for a model alone under runs/
     seed: int
 
     def __post_init__(self) -> None:
@@ -420,6 +422,12 @@ class EvaluateConfig:
         check(self.temperature > 0, "temperature", "be positive", self.temperature)
         written = self.method is Method.generate
         check(written or self.samples == 1, "samples", "be 1 where nothing is written (method=generate)", self.samples)
+        check(written or not self.server, "server", "be null where nothing is written (method=generate)", self.server)
+        if self.server is not None:
+            local = "be left out where a server writes, which holds the model as it is served"
+            for name in ("base", "precision", "batching"):
+                given = getattr(self, name)
+                check(not given, name, local, getattr(given, "value", given))
 
 
 @dataclass

@@ -11,16 +11,16 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
-from medreason.config import Batching, ConfigError, EvaluateConfig, Method, TrainConfig
+from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, TrainConfig
 from medreason.corpus import Split, read_split
-from medreason.preflight import check_hardware
+from medreason.preflight import check_hardware, check_installed, check_server
 from medreason.progress import quieten, say
 from medreason.run_directory import provenance, read_json, write_json
 from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training
@@ -28,6 +28,8 @@ from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
 from medreason.tasks import Kind, Question, Task, presented, read_task
 from medreason.wandb_runs import log_scores
+
+Answering = Callable[[Kind, Sequence[Question]], Iterator[dict[str, Any]]]  # questions -> records, as they come
 
 SAID_EVERY_SECONDS = 5.0
 # Of questions. A token costs a pass over all weights, however many questions share it; whole prompts gain little.
@@ -38,7 +40,11 @@ def evaluate(config: EvaluateConfig) -> None:
     answerer = find_answerer(config.run, base=config.base, precision=config.precision, style=config.format)
     trained = answerer.config
     check_against(config.against)
-    check_hardware(trained.model, trained.trainer)
+    if config.server is None:
+        check_hardware(trained.model, trained.trainer)
+    else:
+        check_installed("serve", "openai")
+        check_server(config.server)
     if "clinical_cases" in config.benchmarks and config.method is Method.likelihood:
         raise ConfigError("benchmarks=clinical_cases: its answers have no letters; set method=generate")
     found_tasks = {name: read_task(name) for name in config.benchmarks if name not in RUN_TASKS}
@@ -55,9 +61,12 @@ def evaluate(config: EvaluateConfig) -> None:
     if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
     batching = config.batching or default_batching()
-    name = config.method.value + ("" if answerer.adapter else "_base")
+    name = config.method.value + ("" if answerer.adapter else "_base") + ("_served" if config.server else "")
     folder = Path(config.output) if config.output else answerer.folder / "evaluation" / name
     what = identity(config, answerer, batching)
+    if config.server is not None:  # at whatever address, in whatever precision the server holds it
+        served_model = config.served_model or served_name(answerer)
+        what |= {"precision": None, "batching": "served", "served_model": served_model}
     left = {task.name: unanswered(task, folder, what) for task in tasks}
     for task in tasks:
         say(f"{task.name}: {len(task.questions):,} questions, {len(left[task.name]):,} to answer")
@@ -66,7 +75,12 @@ def evaluate(config: EvaluateConfig) -> None:
     write_json(folder / "evaluation.json", what | {"tasks": {task.name: task.fingerprint for task in tasks}})
     kinds = {task.name: task.kind for task in tasks}
     if any(left.values()):
-        answer_all(config, answerer, folder, {name: (kinds[name], some) for name, some in left.items()}, batching)
+        answered = (
+            loaded(config, answerer, batching)
+            if config.server is None
+            else served(config, config.server, what["served_model"], trained.data.format)
+        )
+        answer_all(answered, folder, {name: (kinds[name], some) for name, some in left.items()})
     found = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
     scores: dict[str, Any] = {
         "provenance": provenance(),
@@ -132,7 +146,7 @@ def identity(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> 
         "max_new_tokens": config.max_new_tokens if written else None,
         "batching": batching.value if written else None,
         "samples": config.samples if written else None,
-        "temperature": config.temperature if config.samples > 1 else None,
+        "temperature": temperature(config) or None,
     }
 
 
@@ -177,25 +191,33 @@ def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
-def answer_all(
-    config: EvaluateConfig,
-    answerer: Answerer,
-    folder: Path,
-    left: dict[str, tuple[Kind, list[Question]]],
-    batching: Batching,
-) -> None:
-    """Loads the model and answers what is left; each record is in its file before the next one."""
+def answer_all(answered: Answering, folder: Path, left: dict[str, tuple[Kind, list[Question]]]) -> None:
+    """Answers what is left; each record is in its file before the next one."""
+    for name, (kind, questions) in left.items():
+        # of like length together, so that little is padded
+        questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
+        drop_cut_line(folder / f"{name}.jsonl")
+        said = time.monotonic()
+        for done, record in enumerate(answered(kind, questions), 1):
+            append_records(folder / f"{name}.jsonl", [record])
+            if time.monotonic() - said > SAID_EVERY_SECONDS or done == len(questions):
+                said = time.monotonic()
+                say(f"{name}: {done:,} of {len(questions):,}")
+
+
+def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> Answering:
+    """Loads the model; records of questions come by the method asked for."""
     trained, adapter = answerer.config, answerer.adapter
     continuous = config.method is Method.generate and batching is Batching.continuous
     if continuous:
         say("importing transformers")
-        from medreason.continuous import load_merged
+        from medreason.continuous import load_merged, write_continuously
         from medreason.model import load_tokenizer
 
         quieten()
         model, tokenizer = load_merged(trained, adapter), load_tokenizer(trained.model)
     else:
-        from medreason.generate import widen
+        from medreason.generate import widen, write_in_batches
         from medreason.model import import_unsloth, load_tokenizer, load_trained
 
         if not trained.model.precision.compiled:
@@ -207,54 +229,62 @@ def answer_all(
             widen(model, trained.model.precision)
     import torch
 
-    torch.manual_seed(config.seed)
-    for name, (kind, questions) in left.items():
-        # of like length together, so that little is padded
-        questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
-        drop_cut_line(folder / f"{name}.jsonl")
-        records = answers(config, trained, model, tokenizer, kind, questions, continuous=continuous)
-        said = time.monotonic()
-        for done, record in enumerate(records, 1):
-            append_records(folder / f"{name}.jsonl", [record])
-            if time.monotonic() - said > SAID_EVERY_SECONDS or done == len(questions):
-                said = time.monotonic()
-                say(f"{name}: {done:,} of {len(questions):,}")
-
-
-def answers(
-    config: EvaluateConfig,
-    trained: TrainConfig,
-    model: Any,
-    tokenizer: Any,
-    kind: Kind,
-    questions: Sequence[Question],
-    *,
-    continuous: bool,
-) -> Iterator[dict[str, Any]]:
-    """Records of these questions by the method asked for, as they come."""
     from medreason.answering import by_likelihood, by_loss, by_writing
-    from medreason.generate import write_in_batches
+    from medreason.prompts import prompt_text
 
-    style, size = trained.data.format, config.batch or BATCH[config.method]
-    if config.method is Method.likelihood and kind is Kind.open:
-        return by_loss(model, tokenizer, questions, style, batch_size=size)
-    if config.method is Method.likelihood:
-        return by_likelihood(model, tokenizer, questions, style, orders=config.orders, batch_size=size)
-    temperature = config.temperature if config.samples > 1 else 0.0
+    torch.manual_seed(config.seed)
+    style, size, limit = trained.data.format, config.batch or BATCH[config.method], config.max_new_tokens
 
     def write(prompts: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        limit = config.max_new_tokens
         if continuous:
-            from medreason.continuous import write_continuously
-
             return write_continuously(
-                model, tokenizer, prompts, max_new_tokens=limit, temperature=temperature, seed=config.seed
+                model, tokenizer, prompts, max_new_tokens=limit, temperature=temperature(config), seed=config.seed
             )
         return write_in_batches(
-            model, tokenizer, prompts, max_new_tokens=limit, batch_size=size, temperature=temperature
+            model, tokenizer, prompts, max_new_tokens=limit, batch_size=size, temperature=temperature(config)
         )
 
-    return by_writing(write, tokenizer, questions, kind, style, orders=config.orders, samples=config.samples)
+    def answered(kind: Kind, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
+        if config.method is Method.generate:
+            return by_writing(write, lambda turn: prompt_text(tokenizer, turn, style), questions, kind, style,
+                              orders=config.orders, samples=config.samples)  # fmt: skip
+        if kind is Kind.open:
+            return by_loss(model, tokenizer, questions, style, batch_size=size)
+        return by_likelihood(model, tokenizer, questions, style, orders=config.orders, batch_size=size)
+
+    return answered
+
+
+def served_name(answerer: Answerer) -> str:
+    """What medreason.serve has clients call a run's model; a model alone by its own name."""
+    from medreason.serve import merged, model_name
+
+    if answerer.run is not None:
+        return model_name(merged(answerer.run).resolve())
+    if answerer.adapter is not None:
+        raise ConfigError("served_model must be given: what the server calls the model with this adapter")
+    return answerer.config.model.path
+
+
+def served(config: EvaluateConfig, server: str, model: str, style: Format) -> Answering:
+    """Records of questions that a server's model answers in writing."""
+    from medreason.answering import by_writing
+    from medreason.remote import write_remotely
+
+    def write(turns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+        return write_remotely(
+            server, model, turns, style, max_new_tokens=config.max_new_tokens,
+            at_once=config.batch or BATCH[config.method], temperature=temperature(config), seed=config.seed,
+        )  # fmt: skip
+
+    return lambda kind, questions: by_writing(
+        write, str, questions, kind, style, orders=config.orders, samples=config.samples
+    )
+
+
+def temperature(config: EvaluateConfig) -> float:
+    """A single answer is greedy."""
+    return config.temperature if config.samples > 1 else 0.0
 
 
 def check_against(against: str | None) -> None:

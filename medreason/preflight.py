@@ -12,6 +12,7 @@ from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, Tr
 from medreason.sources import is_local
 
 EMBEDDED = "embedded:"
+API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
 
 
 def check_run(config: TrainConfig) -> None:
@@ -117,3 +118,18 @@ def check_port(host: str, port: int) -> None:
     except OSError as error:
         why = str(error.strerror).partition(" (")[0].lower()
         raise ConfigError(f"host={host} port={port}: {why}; give another port=NUMBER") from error
+
+
+def check_server(server: str) -> None:
+    """Raises ConfigError for an address at which no OpenAI-compatible server is at work."""
+    key = os.environ.get(API_KEY)
+    try:
+        models = urllib.request.Request(f"{server.rstrip('/')}/models")
+        if key:
+            models.add_header("Authorization", f"Bearer {key}")
+        urllib.request.urlopen(models, timeout=10).close()
+    except (OSError, ValueError) as error:
+        why = str(getattr(error, "reason", error)).lower()
+        raise ConfigError(
+            f"server={server}: no list of models there ({why}); name the address that medreason.serve tells, with /v1"
+        ) from error

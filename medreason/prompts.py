@@ -99,11 +99,14 @@ def beginning(tokenizer: Any) -> str:
 
 
 def completion_text(example: Example, style: Format) -> str:
-    """What the model should write, without the end-of-sequence token. No reasoning, no block for it."""
-    if not example.reasoning:
-        return example.answer
+    """What the model should write, without the end-of-sequence token."""
+    return joined_text(example.reasoning, example.answer, style)
+
+
+def joined_text(reasoning: str, answer: str, style: Format) -> str:
+    """Reasoning and answer as a model writes them. No reasoning, no block for it."""
     form = FORMATS[style]
-    return f"{form.opening}{example.reasoning}{form.closing}{example.answer}"
+    return f"{form.opening}{reasoning}{form.closing}{answer}" if reasoning else answer
 
 
 def parse_answer(text: str, style: Format) -> Answer:

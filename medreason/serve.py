@@ -46,9 +46,13 @@ def check_engine(engine: Engine) -> None:
         )
 
 
+def merged(run: Path) -> Path:
+    return run / "export_merged"
+
+
 def merged_export(run: Path) -> Path:
     """RUN/export_merged, which is made if it is not there. Raises ConfigError or RunFailed where it cannot be."""
-    folder = run / "export_merged"
+    folder = merged(run)
     if folder.is_dir():
         return folder
     try:

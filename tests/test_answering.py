@@ -10,7 +10,7 @@ from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
 from medreason.generate import Written
 from medreason.model import summed_loss
-from medreason.prompts import Example
+from medreason.prompts import Example, prompt_text
 from medreason.tasks import Kind, Question, cyclic_orders
 
 IRON = Question("q1", "Which metal does haemoglobin hold?", {"A": "iron", "B": "zinc", "C": "tin"}, "A", "blood", "")
@@ -29,8 +29,8 @@ def writer(*texts: str, cut: bool = False) -> Callable[[Sequence[str]], Iterator
 
 def written(tokenizer: Any, question: Question, kind: Kind, *texts: str, orders: int = 1, samples: int = 1,
             cut: bool = False) -> dict[str, Any]:  # fmt: skip
-    found = list(by_writing(writer(*texts, cut=cut), tokenizer, [question], kind, Format.think,
-                            orders=orders, samples=samples))  # fmt: skip
+    found = list(by_writing(writer(*texts, cut=cut), lambda turn: prompt_text(tokenizer, turn, Format.think),
+                            [question], kind, Format.think, orders=orders, samples=samples))  # fmt: skip
     assert len(found) == 1
     return found[0]
 
@@ -87,10 +87,10 @@ def test_an_open_question_has_no_right_answer_but_a_form(tokenizer: Any) -> None
     assert written(tokenizer, CASE, Kind.open, "Stage G4")["formed"] is False
 
 
-def test_records_come_as_questions_are_answered_whole(tokenizer: Any) -> None:
+def test_records_come_as_questions_are_answered_whole() -> None:
     second = Question("q2", "Which one?", {"A": "x", "B": "y"}, "B", "", "")
     texts = [thought(f"The answer is {letter}.") for letter in "ABBA"]
-    found = list(by_writing(writer(*texts), tokenizer, [IRON, second], Kind.choice, Format.think, orders=1, samples=2))
+    found = list(by_writing(writer(*texts), str, [IRON, second], Kind.choice, Format.think, orders=1, samples=2))
     assert [record["id"] for record in found] == ["q2", "q1"]  # the writer hands over the last first
     assert found[0]["choices"] == ["B", "A"] and found[1]["choices"] == ["A", "B"]
 

@@ -112,6 +112,12 @@ def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, quest
         ),
         (["samples=3"], "samples must be 1 where nothing is written (method=generate), got 3"),
         (["orders=0"], "orders must be positive, got 0"),
+        (["server=http://127.0.0.1:9/v1"], "server must be null where nothing is written (method=generate)"),
+        (
+            ["server=http://127.0.0.1:9/v1", "method=generate", "base=true"],
+            "base must be left out where a server writes",
+        ),
+        (["server=http://127.0.0.1:9/v1", "method=generate"], "server=http://127.0.0.1:9/v1: no list of models there"),
     ],
 )
 def test_a_mistake_is_one_line(run: Path, questions: Path, overrides: list[str], said: str) -> None:

@@ -1,5 +1,6 @@
 """A tiny run that knows one answer behind an OpenAI-compatible endpoint, asked by OpenAI's own client."""
 
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,9 @@ from conftest import ROOT, TAUGHT, free_port, run_command
 from medreason import serve
 from medreason.config import ConfigError, Engine, ExportFormat, Format, Quantization, ServeConfig
 from medreason.export import read_run, write_export
-from medreason.prompts import response_template
+from medreason.generate import Written
+from medreason.prompts import completion_text, response_template
+from medreason.remote import write_remotely
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,28 @@ def test_a_streamed_answer_has_its_reasoning_apart_too(server: tuple[subprocess.
     reasoning = [text for delta in deltas if (text := getattr(delta, "reasoning_content", None))]
     assert "".join(reasoning) == TAUGHT.reasoning and len(reasoning) > 5
     assert "".join(delta.content or "" for delta in deltas) == TAUGHT.answer
+
+
+def test_reasoning_and_answer_of_a_server_are_joined_as_the_model_wrote_them(
+    server: tuple[subprocess.Popen[str], str],
+) -> None:
+    found = write_remotely(
+        f"{server[1]}/v1", "run/export_merged", [TAUGHT.question], Format.think, max_new_tokens=80, at_once=1
+    )
+    assert dict(found) == {0: Written(completion_text(TAUGHT, Format.think), cut=False)}
+
+
+def test_a_served_model_is_evaluated_and_writes_what_it_writes_here(
+    server: tuple[subprocess.Popen[str], str], taught_run: Path
+) -> None:
+    asked = [f"run={taught_run}", "benchmarks=[clinical_cases]", "method=generate", "limit=5", "max_new_tokens=40"]
+    texts = []
+    for name, more in (("generate_served", [f"server={server[1]}/v1", "batch=2"]), ("generate", [])):
+        said = run_command("evaluate", *asked, *more)
+        assert said.returncode == 0, said.stderr[-3000:]
+        lines = (taught_run / "evaluation" / name / "clinical_cases.jsonl").read_text().splitlines()
+        texts.append({record["id"]: record["text"] for record in map(json.loads, lines)})
+    assert texts[0] == texts[1] and len(texts[0]) == 5
 
 
 def test_ctrl_c_ends_the_server_and_leaves_no_process(server: tuple[subprocess.Popen[str], str]) -> None:

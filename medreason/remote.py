@@ -1,0 +1,85 @@
+"""Questions -> what a served model writes, many requests at once; how they share its GPU is the server's affair.
+
+    question --> POST SERVER/chat/completions --> reasoning (in its own field, where the server parts it), answer
+
+The server puts the question into its own chat template: what is evaluated is what its users get.
+"""
+
+import asyncio
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from medreason.config import Format, RunFailed
+from medreason.generate import Written
+from medreason.preflight import API_KEY
+from medreason.prompts import joined_text
+
+PATIENCE_SECONDS = 3600.0  # for one answer: a server lets a request wait for its turn
+
+
+def write_remotely(
+    server: str,
+    model: str,
+    questions: Sequence[str],
+    style: Format,
+    *,
+    max_new_tokens: int,
+    at_once: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Iterator[tuple[int, Written]]:
+    """Pairs of a question's index and what was written to it, as answers come; `temperature` 0 is greedy.
+
+    A key, where the server asks for one, is in OPENAI_API_KEY. Raises RunFailed where the server refuses or goes away.
+    """
+    from openai import AsyncOpenAI, OpenAIError
+
+    client = AsyncOpenAI(base_url=server, api_key=os.environ.get(API_KEY) or "none", timeout=PATIENCE_SECONDS)
+    places = iter(range(len(questions)))
+    answered: asyncio.Queue[tuple[int, Written] | Exception] = asyncio.Queue()
+
+    async def ask(place: int) -> Written:
+        drawn: dict[str, Any] = {"seed": seed + place} if temperature else {}
+        reply = await client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": questions[place]}],
+            max_tokens=max_new_tokens,
+            temperature=temperature,
+            **drawn,
+        )
+        choice = reply.choices[0]
+        return Written(reply_text(choice.message, style), cut=choice.finish_reason == "length")
+
+    async def work() -> None:
+        for place in places:  # one for all
+            try:
+                answered.put_nowait((place, await ask(place)))
+            except Exception as error:
+                answered.put_nowait(error)
+
+    async def begin() -> list[asyncio.Task[None]]:
+        return [asyncio.create_task(work()) for _ in range(at_once)]
+
+    with asyncio.Runner() as runner:  # which at the end, also an early one, drops what is asked and not answered
+        workers = runner.run(begin())
+        for _ in questions:
+            found = runner.run(answered.get())
+            if isinstance(found, OpenAIError):
+                why = " ".join(str(found).split())[:300]
+                raise RunFailed(f"server={server} model={model}: {why}; the same command goes on with what is left")
+            if isinstance(found, Exception):
+                raise found
+            yield found
+        runner.run(finish(client, workers))
+
+
+async def finish(client: Any, workers: Sequence[asyncio.Task[None]]) -> None:
+    await asyncio.gather(*workers)
+    await client.close()
+
+
+def reply_text(message: Any, style: Format) -> str:
+    """A reply as the model wrote it. Servers name the field of its reasoning in two ways, or leave it in the answer."""
+    reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None) or ""
+    return joined_text(reasoning.strip(), (message.content or "").strip(), style)

@@ -1,0 +1,138 @@
+"""Answers of a server that this file plays itself; tests/test_serve.py asks a real one."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from conftest import free_port
+from medreason.config import ConfigError, Format, RunFailed
+from medreason.generate import Written
+from medreason.preflight import check_server
+from medreason.prompts import parse_answer
+from medreason.remote import write_remotely
+
+Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[Reply], str]]:
+    """Starts servers that answer a request's body by a function; each one's address."""
+    started = []
+
+    def serve(reply: Reply) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send(200 if self.headers["Authorization"] in (None, "Bearer right") else 401, {"data": []})
+
+            def do_POST(self) -> None:
+                self.send(*reply(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
+
+            def send(self, status: int, body: dict[str, Any]) -> None:
+                text = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        started.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=started[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{started[-1].server_address[1]}/v1"
+
+    yield serve
+    for server in started:
+        server.shutdown()
+        server.server_close()
+
+
+def message(content: str, finish_reason: str = "stop", **more: str) -> tuple[int, dict[str, Any]]:
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content, **more}}
+    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+
+
+def ask(server: str, *questions: str, **settings: Any) -> dict[int, Written]:
+    given: dict[str, Any] = {"max_new_tokens": 20, "at_once": 2, **settings}
+    return dict(write_remotely(server, "m", questions, Format.think, **given))
+
+
+def test_reasoning_is_put_back_before_its_answer_whatever_its_field_is_called(served: Callable[[Reply], str]) -> None:
+    replies = {
+        "transformers": message("Anaemia.", reasoning_content="Low."),
+        "vllm": message("Anaemia.", reasoning="Low."),
+        "left in": message("<think>\nLow.\n</think>\n\nAnaemia."),
+        "none": message("Anaemia."),
+        "cut": message("", finish_reason="length", reasoning_content="Low, so"),
+    }
+    found = ask(served(lambda body: replies[body["messages"][0]["content"]]), *replies)
+    texts = {name: (found[place].text, found[place].cut) for place, name in enumerate(replies)}
+    whole = "<think>\nLow.\n</think>\n\nAnaemia."
+    assert texts["transformers"] == texts["vllm"] == texts["left in"] == (whole, False)
+    assert texts["none"] == ("Anaemia.", False)
+    cut = parse_answer(texts["cut"][0], Format.think)
+    assert (cut.reasoning, cut.answer, texts["cut"][1]) == ("Low, so", "", True)
+
+
+def test_a_single_answer_is_greedy_and_samples_are_drawn_apart(served: Callable[[Reply], str]) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        bodies.append(body)
+        return message("A")
+
+    server = served(reply)
+    ask(server, "one")
+    assert bodies == [{"messages": [{"role": "user", "content": "one"}], "model": "m", "max_tokens": 20,
+                       "temperature": 0.0}]  # fmt: skip
+    ask(server, "one", "one", temperature=0.7, seed=5)
+    assert {body["seed"] for body in bodies[1:]} == {5, 6}
+
+
+def test_whoever_stops_listening_does_not_wait_for_the_rest(served: Callable[[Reply], str]) -> None:
+    release = threading.Event()
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if body["messages"][0]["content"] == "slow":
+            release.wait(60)
+        return message("A")
+
+    found = write_remotely(served(reply), "m", ["quick", "slow"], Format.think, max_new_tokens=20, at_once=2)
+    assert next(found)[0] == 0
+    began = time.monotonic()
+    found.close()  # type: ignore[attr-defined]
+    release.set()
+    assert time.monotonic() - began < 15
+
+
+def test_what_came_before_a_refusal_is_kept(served: Callable[[Reply], str]) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if body["messages"][0]["content"] == "bad":
+            return 404, {"error": {"message": "no model\nof this name"}}
+        return message("A")
+
+    found = write_remotely(served(reply), "m", ["good", "bad"], Format.think, max_new_tokens=20, at_once=1)
+    assert next(found) == (0, Written("A", cut=False))
+    with pytest.raises(RunFailed, match=r"model=m: .*404.* no model.*; the same command goes on with what is left$"):
+        next(found)
+
+
+def test_a_server_that_is_none_is_refused_in_one_line(
+    served: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = served(lambda body: message("A"))
+    check_server(server)
+    monkeypatch.setenv("OPENAI_API_KEY", "right")
+    check_server(server)
+    monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+    with pytest.raises(ConfigError, match=r"no list of models there .*unauthorized"):
+        check_server(server)
+    for address, why in ((f"http://127.0.0.1:{free_port()}/v1", "connection refused"), ("nowhere", "unknown url type")):
+        with pytest.raises(ConfigError, match=rf"^server={address}: no list of models there \(.*{why}"):
+            check_server(address)
