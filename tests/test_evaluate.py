@@ -10,7 +10,9 @@ from conftest import SHARED, run_command, run_train, tiny_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    said = run_train(*tiny_run(run, rows_file, "trainer.max_steps=8", "trainer.answer_questions=0"))
+    # by the fast engine, for the many commands that follow: the import of Unsloth takes most of a short one's time
+    engine = ["model.precision=bf16", "lora.dropout=0"]
+    said = run_train(*tiny_run(run, rows_file, *engine, "trainer.max_steps=8", "trainer.answer_questions=0"))
     assert said.returncode == 0, said.stderr[-3000:]
     return run
 
