@@ -423,6 +423,8 @@ class EvaluateConfig:
         written = self.method is Method.generate
         check(written or self.samples == 1, "samples", "be 1 where nothing is written (method=generate)", self.samples)
         check(written or not self.server, "server", "be null where nothing is written (method=generate)", self.server)
+        named = self.served_model is not None
+        check(not named or bool(self.server), "served_model", "be null without server=URL", self.served_model)
         if self.server is not None:
             local = "be left out where a server writes, which holds the model as it is served"
             for name in ("base", "precision", "batching"):

@@ -114,6 +114,7 @@ def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, quest
         ),
         (["samples=3"], "samples must be 1 where nothing is written (method=generate), got 3"),
         (["orders=0"], "orders must be positive, got 0"),
+        (["served_model=m"], "served_model must be null without server=URL, got 'm'"),
         (["server=http://127.0.0.1:9/v1"], "server must be null where nothing is written (method=generate)"),
         (
             ["server=http://127.0.0.1:9/v1", "method=generate", "base=true"],
