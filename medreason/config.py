@@ -400,7 +400,7 @@ class EvaluateConfig:
     benchmarks: list[str]  # names (medreason/tasks.py) or files of their form
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`
-    batch: int | None  # questions answered at once, where answers do not leave as they end; null: by method
+    batch: int | None  # questions answered at once: of a static batch, or asked of a server; null: by method
     max_new_tokens: int  # with method=generate
     samples: int  # with method=generate: answers to each question, of which the most frequent counts
     temperature: float  # of samples; a single answer is greedy

@@ -27,7 +27,7 @@ FP8 = ((Recompute.none, 2), (Recompute.none, 1), (Recompute.selective, 2), (Reco
        (Recompute.full, 2), (Recompute.full, 1))  # fmt: skip
 BF16 = ((Recompute.none, 1), (Recompute.selective, 1), (Recompute.full, 1))
 UNSLOTH = ((Recompute.none, 1), (Recompute.unsloth, 1))
-# In blocks of the largest size, the gated unit's input: found by comparing what whole runs reserved with what they used
+# in blocks of the largest size, that of the gated unit's input; fitted to what whole runs on an H100 reserved
 FRAGMENTATION = {Recompute.none: 1, Recompute.selective: 2, Recompute.full: 3}
 # operations a second as a share of the GPU's dense 16-bit peak, measured on an H100 with rows of 8,192 tokens, the fast
 # engine with flash-attn-4 (bf16 with recomputation: before that)
