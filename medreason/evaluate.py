@@ -271,6 +271,8 @@ def served(config: EvaluateConfig, server: str, model: str, style: Format) -> An
     from medreason.answering import by_writing
     from medreason.remote import write_remotely
 
+    quieten()
+
     def write(turns: Sequence[str]) -> Iterator[tuple[int, Any]]:
         return write_remotely(
             server, model, turns, style, max_new_tokens=config.max_new_tokens,

@@ -91,6 +91,7 @@ def test_a_served_model_is_evaluated_and_writes_what_it_writes_here(
     for name, more in (("generate_served", [f"server={server[1]}/v1", "batch=2"]), ("generate", [])):
         said = run_command("evaluate", *asked, *more)
         assert said.returncode == 0, said.stderr[-3000:]
+        assert "HTTP Request" not in said.stdout + said.stderr  # one a question would bury how far it is
         lines = (taught_run / "evaluation" / name / "clinical_cases.jsonl").read_text().splitlines()
         texts.append({record["id"]: record["text"] for record in map(json.loads, lines)})
     assert texts[0] == texts[1] and len(texts[0]) == 5
