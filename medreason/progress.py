@@ -26,7 +26,8 @@ def quieten() -> None:
     """Keeps Lightning from saying what `say` says better, or what is not so (our metrics file is written anew)."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every request
+    for client in ("httpx", "httpx2"):  # OpenAI's takes either: a line for every request
+        logging.getLogger(client).setLevel(logging.WARNING)
     unwanted = "exists and is not empty|LeafSpec|does not have many workers|`broadcast_buffers` is deprecated"
     warnings.filterwarnings("ignore", message=f".*({unwanted}).*")
 
