@@ -58,7 +58,8 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
     if isinstance(state, OwnGraph):
-        return torch.autograd.grad(state.out, state.inputs, grad)  # type: ignore[return-value]
+        with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+            return torch.autograd.grad(state.out, state.inputs, grad)  # type: ignore[return-value]
     if not q.is_cuda:
         with torch.enable_grad():
             q, k, v = (one.detach().requires_grad_() for one in (q, k, v))
@@ -75,7 +76,7 @@ def in_own_graph(
     """What attention with flash-attn's arguments gives, and the way back through it; without one in inference mode."""
     if keeps_graph := not torch.is_inference_mode_enabled():
         q, k, v = (one.detach().requires_grad_() for one in (q, k, v))
-    with torch.set_grad_enabled(keeps_graph):
+    with torch.set_grad_enabled(keeps_graph), torch.cuda.device_of(q):  # type: ignore[no-untyped-call]  # it launches there
         out, _ = attention(
             q, k, v, cu_seqlens_q=documents.cumulative, cu_seqlens_k=documents.cumulative,
             max_seqlen_q=documents.longest, max_seqlen_k=documents.longest, causal=True,

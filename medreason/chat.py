@@ -11,10 +11,10 @@ from typing import Any
 
 from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
-from medreason.config import ChatConfig, ConfigError, Format, Precision
+from medreason.config import ChatConfig, Format
 from medreason.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
 from medreason.export import questions_of
-from medreason.preflight import check_installed, check_port
+from medreason.preflight import check_installed, check_port, check_precision
 from medreason.progress import quieten, say
 from medreason.prompts import FORMATS, conversation_text, marks
 
@@ -85,11 +85,7 @@ def check_chat(config: ChatConfig) -> Answerer:
     if config.page:
         check_installed("chat", "gradio")
         check_port(config.host, config.port)
-    if answerer.config.model.precision is Precision.int8:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError("int8 needs a CUDA GPU; on a CPU use precision=nf4 or half")
+    check_precision(answerer.config.model.precision, "precision")
     return answerer
 
 

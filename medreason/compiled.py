@@ -10,7 +10,6 @@ every layer: nothing is compiled that depends on depth.
 The model stays transformers' and PEFT's: weights, names, generation. Training's pass over packed rows is this file's.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -352,13 +351,11 @@ def load_compiled(
 
 
 def adapt(base: Any, lora: LoraConfig, *, fp8: bool, copies: int, recompute: Recompute, seed: int) -> Any:
-    """A PEFT model over a transformers model, which it takes over; on this process's GPU where there is one."""
+    """A PEFT model over a transformers model, which it takes over; on the current GPU where there is one."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(seed)
     model = get_peft_model(
         base,

@@ -313,7 +313,7 @@ class DataConfig:
 class TrainerConfig:
     accelerator: str  # gpu or cpu
     devices: int  # of this machine; with more than one, each is a process of its own (DDP)
-    precision: str  # Lightning's: 32-true keeps LoRA in float32 over a quantised base
+    precision: str  # Lightning's, or auto: 32-true, but 16-mixed (float16 with a scaled loss) on a GPU without bfloat16
     max_epochs: int
     max_steps: int  # optimizer steps; the epochs end a run too. -1: the epochs alone do
     rows_per_batch: int  # packed rows in one forward pass
@@ -330,9 +330,9 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         check(self.accelerator in ("gpu", "cpu"), "trainer.accelerator", "be gpu or cpu", self.accelerator)
         check(
-            self.precision in ("32-true", "bf16-mixed"),
+            self.precision in ("auto", "32-true", "bf16-mixed", "16-mixed"),
             "trainer.precision",
-            "be 32-true or bf16-mixed (bf16-true would round LoRA and 4-bit code books)",
+            "be auto, 32-true, bf16-mixed or 16-mixed (bf16-true would round LoRA and 4-bit code books)",
             self.precision,
         )
         check(self.max_epochs > 0, "trainer.max_epochs", "be positive", self.max_epochs)
@@ -389,6 +389,8 @@ class TrainConfig:
         unknown = [one for one in self.lora.target_modules if one not in DECODER_LINEARS]
         rule = f"be of {', '.join(DECODER_LINEARS)} with model.precision=fp8 or bf16"
         check(not unknown, "lora.target_modules", rule, unknown)
+        rule = "be auto, 32-true or bf16-mixed with model.precision=fp8 or bf16"
+        check(self.trainer.precision != "16-mixed", "trainer.precision", rule, self.trainer.precision)
 
 
 @dataclass

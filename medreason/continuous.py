@@ -20,6 +20,7 @@ from torch import Tensor
 from medreason.config import Precision, RunFailed, TrainConfig
 from medreason.generate import Written, written_text
 from medreason.model import local_path
+from medreason.preflight import lacks_bfloat16
 
 ATTENTION = "paged|varlen"
 NEW_RESULT_SECONDS = 1.0  # how long to wait for one before looking whether the engine still lives
@@ -31,7 +32,7 @@ def load_merged(config: TrainConfig, adapter: Path | None) -> Any:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if gpu else torch.float32
+    dtype = torch.float32 if not gpu else torch.float16 if lacks_bfloat16() else torch.bfloat16
     widths: dict[Precision, dict[str, Any]] = {
         Precision.nf4: {
             "load_in_4bit": True,
@@ -111,7 +112,9 @@ def use_torch_attention(model: Any) -> None:
     """
     from transformers import AttentionInterface
 
-    if model.device.type == "cuda" and not getattr(model.config, "sliding_window", None):
+    if model.device.type != "cuda" or torch.cuda.get_device_capability(model.device) < (8, 0):
+        return  # FlashAttention-2 knows no older GPU
+    if not getattr(model.config, "sliding_window", None):
         AttentionInterface.register(ATTENTION, attend)
         model.set_attn_implementation(ATTENTION)
 

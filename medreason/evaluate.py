@@ -20,7 +20,7 @@ from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
 from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, TrainConfig
 from medreason.corpus import Split, read_split
-from medreason.preflight import check_hardware, check_installed, check_server
+from medreason.preflight import check_installed, check_precision, check_server
 from medreason.progress import quieten, say
 from medreason.run_directory import provenance, read_json, write_json
 from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training
@@ -41,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> None:
     trained = answerer.config
     check_against(config.against)
     if config.server is None:
-        check_hardware(trained.model, trained.trainer)
+        check_precision(trained.model.precision, "precision")
     else:
         check_installed("serve", "openai")
         check_server(config.server)
@@ -118,9 +118,11 @@ def shared_with_training(tasks: Sequence[Task], split: Split | None) -> dict[str
 
 
 def default_batching() -> Batching:
+    """Continuous where a GPU has the attention that makes it fast (compute capability 8.0 or newer)."""
     import torch
 
-    return Batching.continuous if torch.cuda.is_available() else Batching.static
+    fast = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    return Batching.continuous if fast else Batching.static
 
 
 def chosen(task: Task, limit: int | None, seed: int) -> Task:

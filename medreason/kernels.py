@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def on_gpu(plain: Function) -> Function:
-    """`plain`, but for CUDA tensors the function of the same name in medreason/triton_kernels.py."""
+    """`plain`, but for CUDA tensors the function of the same name in medreason/triton_kernels.py, on their device."""
 
     def choose(first: Any, *more: Any, **settings: Any) -> Any:
         tensor = first.values if isinstance(first, Rows) else first
@@ -24,7 +24,9 @@ def on_gpu(plain: Function) -> Function:
             return plain(first, *more, **settings)
         from medreason import triton_kernels
 
-        return getattr(triton_kernels, plain.__name__)(first, *more, **settings)
+        # Triton launches on the current device, whichever device its tensors are on
+        with torch.cuda.device(tensor.device):
+            return getattr(triton_kernels, plain.__name__)(first, *more, **settings)
 
     choose.__name__, choose.__doc__ = plain.__name__, plain.__doc__
     return choose  # type: ignore[return-value]

@@ -91,13 +91,12 @@ def plan_memory(config: TrainConfig, train_tokens: int) -> Need | None:
     from transformers import AutoConfig
 
     shape = shape_of(AutoConfig.from_pretrained(local_path(config.model), revision=config.model.revision))
-    own = int(os.environ.get("LOCAL_RANK", 0))  # Lightning makes it the current device later
-    (free, whole), cap = torch.cuda.mem_get_info(own), config.trainer.memory_gib
+    (free, whole), cap = torch.cuda.mem_get_info(), config.trainer.memory_gib
     if cap is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / whole), own)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / whole))
         free = min(free, int(cap * GIB))
     adapter_weights = lora_weights(shape, config.lora.r, config.lora.target_modules)
-    precision, device = config.model.precision, torch.cuda.get_device_name(own)
+    precision, device = config.model.precision, torch.cuda.get_device_name()
     found = choose(
         shape,
         precision=precision,
@@ -116,9 +115,19 @@ def plan_memory(config: TrainConfig, train_tokens: int) -> Need | None:
 
 
 def load_model(
-    model: ModelConfig, lora: LoraConfig, *, row_tokens: int, recompute: Recompute, seed: int, copies: int = 1
+    model: ModelConfig,
+    lora: LoraConfig,
+    *,
+    row_tokens: int,
+    recompute: Recompute,
+    seed: int,
+    copies: int = 1,
+    dtype: torch.dtype | None = None,
 ) -> Any:
     """A PEFT model in training mode: base frozen in `model.precision` (fp8: in `copies`), LoRA in float32.
+
+    `row_tokens` are those of a forward pass. `dtype` is what Unsloth computes in; None: bfloat16 where the hardware
+    does so fast, else float16 on a GPU and float32 on a CPU.
 
     Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
     """
@@ -138,8 +147,9 @@ def load_model(
     base, _ = fast_model.from_pretrained(
         local_path(model),
         revision=model.revision,
-        max_seq_length=row_tokens,
-        dtype=None,  # bfloat16 where the hardware computes it fast, else float32
+        # never more than the model's own context: Unsloth would stretch its positions, and nothing else would
+        max_seq_length=min(row_tokens, context_tokens(model)),
+        dtype=dtype,
         load_in_4bit=model.precision is Precision.nf4,
         load_in_8bit=model.precision is Precision.int8,
         use_gradient_checkpointing=checkpointing(recompute),
@@ -147,6 +157,8 @@ def load_model(
     if model.precision is Precision.nf4 and not getattr(base, "is_loaded_in_4bit", False):
         # Unsloth falls back to 16-bit with a printed note; a run must not say 4-bit and be 16-bit
         raise ConfigError(f"model.precision=nf4: {model.path} cannot be held in 4-bit here; use model.precision=half")
+    for module in base.modules():
+        module.max_seq_length = row_tokens  # Unsloth would cut off what exceeds it, though documents are shorter
     check_targets(base, lora.target_modules)
     adapted = fast_model.get_peft_model(
         base,
@@ -167,8 +179,13 @@ def load_model(
     return adapted
 
 
+def trained_dtype(precision: str) -> torch.dtype | None:
+    """What Unsloth computes in under one of Lightning's precisions; None leaves it to the hardware."""
+    return torch.float16 if precision == "16-mixed" else None
+
+
 def context_tokens(model: ModelConfig) -> int:
-    """How long a text a model is loaded for that answers."""
+    """How long a text a model is loaded for at most: all its positions, or as many as are of use."""
     from transformers import AutoConfig
 
     settings: Any = AutoConfig.from_pretrained(local_path(model), revision=model.revision)
@@ -186,9 +203,14 @@ def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
     from safetensors.torch import load_file
 
     lora = replace(config.lora, dropout=0.0)  # off in evaluation mode anyway; the fast engine has none
-    model = load_model(
-        config.model, lora, row_tokens=context_tokens(config.model), recompute=Recompute.none, seed=config.seed
-    )  # LoRA's B is zero: the base
+    model = load_model(  # LoRA's B is zero: the base
+        config.model,
+        lora,
+        row_tokens=context_tokens(config.model),
+        recompute=Recompute.none,
+        seed=config.seed,
+        dtype=trained_dtype(config.trainer.precision) if torch.cuda.is_available() else None,
+    )
     if adapter is not None:
         try:
             result = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))

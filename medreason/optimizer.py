@@ -23,8 +23,13 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: Opt
     ]
 
 
-def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> Optimizer:
-    """AdamW over the trainable parameters, its states in 32 or 8 bits."""
+def build_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig, *, scaled: bool = False
+) -> Optimizer:
+    """AdamW over the trainable parameters, its states in 32 or 8 bits.
+
+    Under a `scaled` loss it is not fused: a fused one divides gradients by the scale itself, after they were clipped.
+    """
     settings: dict[str, Any] = {"betas": tuple(config.betas), "eps": config.eps, "weight_decay": config.weight_decay}
     groups = parameter_groups(parameters, config)
     if config.algorithm is Algorithm.adamw_8bit:
@@ -32,7 +37,7 @@ def build_optimizer(parameters: Iterable[tuple[str, nn.Parameter]], config: Opti
 
         optimizer: Optimizer = AdamW8bit(groups, **settings)
         return optimizer
-    return AdamW(groups, fused=True, **settings)
+    return AdamW(groups, fused=not scaled, **settings)
 
 
 def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: int) -> LRScheduler:

@@ -80,8 +80,8 @@ def check_hub_model(model: ModelConfig) -> None:
 
 def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
     """Raises ConfigError for a setting that this machine cannot honour."""
-    if trainer.accelerator == "cpu" and model.precision is Precision.int8:
-        raise ConfigError("model.precision=int8 needs a CUDA GPU; on a CPU use model.precision=nf4 or half")
+    if trainer.accelerator == "cpu":
+        check_without_gpu(model.precision)
     import torch
 
     if trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -89,11 +89,8 @@ def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
             "trainer.accelerator=gpu, but there is no CUDA GPU here; use trainer=cpu with a small model "
             "(model=smollm2_135m), or run experiments=quickstart"
         )
-    if model.precision is Precision.fp8 and torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9):
-        raise ConfigError(
-            f"model.precision=fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and "
-            f"{torch.cuda.get_device_name()} is older; use model.precision=bf16 or nf4"
-        )
+    check_precision(model.precision)
+    check_float16(trainer)
     if trainer.accelerator == "gpu" and trainer.devices > torch.cuda.device_count():
         raise ConfigError(
             f"trainer.devices={trainer.devices}, but {torch.cuda.device_count()} GPUs are here; lower trainer.devices"
@@ -102,6 +99,62 @@ def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
         raise ConfigError(
             "trainer.accelerator=cpu, but Unsloth would use the GPU that is here; "
             "use trainer=gpu, or hide it with CUDA_VISIBLE_DEVICES=''"
+        )
+
+
+def lacks_bfloat16() -> bool:
+    """Whether the GPU here computes in float16 alone, of 16-bit numbers: V100, T4, RTX 20 and older."""
+    import torch
+
+    return torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def lightning_precision(trainer: TrainerConfig) -> str:
+    """trainer.precision, of which auto is float16 with a scaled loss where the GPU lacks bfloat16, else 32-true."""
+    if trainer.precision != "auto":
+        return trainer.precision
+    return "16-mixed" if trainer.accelerator == "gpu" and lacks_bfloat16() else "32-true"
+
+
+def check_without_gpu(precision: Precision, key: str = "model.precision") -> None:
+    """Raises ConfigError for a way of holding weights that a CPU does not know."""
+    if precision is Precision.int8:
+        raise ConfigError(f"{key}=int8 needs a CUDA GPU; on a CPU use {key}=nf4 or half")
+
+
+def check_precision(precision: Precision, key: str = "model.precision") -> None:
+    """Raises ConfigError for a way of holding weights that this machine does not know. Imports torch."""
+    import torch
+
+    if not torch.cuda.is_available():
+        check_without_gpu(precision, key)
+        return
+    needed = {Precision.fp8: (8, 9), Precision.bf16: (8, 0)}.get(precision, (0, 0))
+    if torch.cuda.get_device_capability() < needed:
+        generation = {Precision.fp8: "Ada, Hopper", Precision.bf16: "Ampere"}[precision]
+        instead = "nf4" if lacks_bfloat16() else "bf16 or nf4"
+        raise ConfigError(
+            f"{key}={precision.value} needs a GPU of compute capability {needed[0]}.{needed[1]} or newer "
+            f"({generation}), and {torch.cuda.get_device_name()} is older; use {key}={instead}"
+        )
+
+
+def check_float16(trainer: TrainerConfig) -> None:
+    """Raises ConfigError for a trainer.precision that this machine does not compute in."""
+    import torch
+
+    if trainer.accelerator == "cpu":
+        if trainer.precision == "16-mixed":
+            raise ConfigError("trainer.precision=16-mixed needs a CUDA GPU; on a CPU use trainer.precision=auto")
+        return
+    if not lacks_bfloat16():
+        return
+    if trainer.precision in ("32-true", "bf16-mixed"):
+        name = torch.cuda.get_device_name()
+        why = ", and small gradients would vanish in float16" if trainer.precision == "32-true" else ""
+        raise ConfigError(
+            f"trainer.precision={trainer.precision}: {name} has no bfloat16{why}; use trainer.precision=auto, which "
+            "scales the loss"
         )
 
 

@@ -16,7 +16,7 @@ from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
-from medreason.preflight import check_run
+from medreason.preflight import check_run, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
 from medreason.run_directory import provenance, read_json, repeatable, resolve_checkpoint, write_json
 from medreason.wandb_runs import agent_parameters, finish_wandb, log_samples, wandb_logger
@@ -61,8 +61,9 @@ INTERRUPTED = 130  # exit code of a run that was asked to stop, as a shell has i
 def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any) -> None:
     """Trains in this process, alone or as one of several. Whatever happens, run.json says how it ended."""
     from medreason.memory import GIB, out_of_memory
-    from medreason.model import import_unsloth, load_model, load_tokenizer, plan_memory
+    from medreason.model import import_unsloth, load_model, load_tokenizer, plan_memory, trained_dtype
 
+    take_own_gpu()
     if not config.model.precision.compiled:
         say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
@@ -106,6 +107,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         recompute = settled(config.trainer.recompute, plan)
         record["memory"] = None if plan is None else {"expected_gib": round(plan.total / GIB, 2), "copies": plan.copies}
         record["recompute"] = recompute.value
+        record["precision"] = lightning_precision(config.trainer)
         say(f"loading {config.model.path} in {config.model.precision.value}")
         model = load_model(
             config.model,
@@ -114,6 +116,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
             recompute=recompute,
             seed=config.seed,
             copies=1 if plan is None else plan.copies,
+            dtype=trained_dtype(record["precision"]),
         )
         fit(config, run, resumed, model, tokenizer, data, record)
         record["status"] = "finished"
@@ -162,6 +165,14 @@ def settled(asked: Recompute, plan: "Need | None") -> Recompute:
     if asked is not Recompute.auto:
         return asked
     return Recompute.none if plan is None else plan.recompute
+
+
+def take_own_gpu() -> None:
+    """Makes the GPU of one of several processes its current one: Lightning would do so once the model is loaded."""
+    import torch
+
+    if torch.cuda.is_available() and one_of_several():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
 def free_memory() -> None:
@@ -213,7 +224,7 @@ def fit(
         else "auto",
         # not left to Lightning: in a job of SLURM's it would leave starting processes to SLURM
         plugins=[TorchElasticEnvironment() if processes > 1 else LightningEnvironment()],
-        precision=config.trainer.precision,  # type: ignore[arg-type]  # TrainerConfig checks it
+        precision=record["precision"],
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=accumulate,
@@ -254,6 +265,8 @@ def fit(
         raise ConfigError(f"ckpt={config.ckpt}: {error}; resume with the settings it was trained with") from error
     finally:
         results |= {"steps": trainer.global_step, "peak_memory_gib": round(peak_memory_gib(), 2)}
+        if finetuner.skipped_steps:
+            results["skipped_steps"] = finetuner.skipped_steps
     if first_process():
         model.save_pretrained(run / "adapter")
         tokenizer.save_pretrained(run / "adapter")

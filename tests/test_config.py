@@ -41,7 +41,7 @@ def test_a_named_run_wins_over_the_defaults_and_the_command_line_over_both() -> 
         ("optim.lr=0", "optim.lr must be positive, got 0.0"),
         ("lora.dropout=1", "lora.dropout must be in [0, 1), got 1.0"),
         ("optim.betas=[0.9]", "optim.betas must be two numbers in [0, 1), got [0.9]"),
-        ("trainer.precision=bf16-true", "trainer.precision must be 32-true or bf16-mixed"),
+        ("trainer.precision=bf16-true", "trainer.precision must be auto, 32-true, bf16-mixed or 16-mixed"),
         ("monitor=val/los", "monitor must be one of val/loss, train/loss, got 'val/los'"),
         ("optim.decay=quadratic", "expected one of [linear, cosine, constant]; full_key: optim.decay"),
         ("model=mistral_8b", "Could not find 'model/mistral_8b'; Available options in 'model': mistral_7b"),

@@ -1,3 +1,4 @@
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,14 +9,23 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from conftest import TINY
+from conftest import TINY, lora
 from medreason.command import composed
 from medreason.config import ConfigError, Format, Precision, Recompute
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
 from medreason.memory import GIB
-from medreason.model import context_tokens, load_tokenizer, load_trained, local_path, plan_memory, summed_loss
+from medreason.model import (
+    context_tokens,
+    load_model,
+    load_tokenizer,
+    load_trained,
+    local_path,
+    plan_memory,
+    summed_loss,
+)
 from medreason.prompts import Example
+from medreason.train import take_own_gpu
 
 PRECISIONS = {"half": 1e-5, "nf4": 2e-2}  # largest difference of logits: rounding of the engine
 
@@ -135,13 +145,43 @@ def test_a_model_that_answers_reads_prompts_longer_than_the_rows_of_its_run(monk
 
 
 def test_memory_is_planned_for_the_gpu_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    current = [0]
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: ((1, 79)[device] * GIB, 80 * GIB))
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: f"GPU {device}")
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: current.__setitem__(0, device))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: ((1, 79)[current[0]] * GIB, 80 * GIB))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: f"GPU {current[0]}")
     capped: list[tuple[float, int]] = []
     monkeypatch.setattr("torch.cuda.set_per_process_memory_fraction", lambda *given: capped.append(given))
     config = composed("model=tiny", "trainer=ddp", "data=clinical_cases", "trainer.memory_gib=20")
+    take_own_gpu()
     found = plan_memory(config, train_tokens=10_000)
     assert found is not None and found.recompute is Recompute.none
-    assert capped == [(0.25, 1)]
+    assert capped == [(0.25,)]
+
+
+def test_positions_are_not_stretched_for_rows_longer_than_the_models_context(
+    own_tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = json.loads((own_tiny / "config.json").read_text(encoding="utf-8"))
+    (own_tiny / "config.json").write_text(json.dumps(settings | {"max_position_embeddings": 512}), encoding="utf-8")
+    from unsloth import FastLanguageModel
+
+    asked: list[int] = []
+    theirs = FastLanguageModel.from_pretrained
+
+    def load(*given: Any, **settings: Any) -> Any:
+        asked.append(settings["max_seq_length"])
+        return theirs(*given, **settings)
+
+    monkeypatch.setattr(FastLanguageModel, "from_pretrained", load)
+    model = load_model(
+        replace(TINY, path=str(own_tiny)), lora(), row_tokens=2048, recompute=Recompute.none, seed=1
+    ).float()
+    assert asked == [512]
+    tokens, positions = torch.arange(1024)[None] % 200, torch.arange(1024)[None] % 512
+    with torch.no_grad():
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        alone = model(input_ids=tokens[:, 512:], use_cache=False).logits
+    assert logits.shape[1] == 1024, "a row may be longer than its documents can be"
+    torch.testing.assert_close(logits[:, 512:], alone, rtol=1e-4, atol=1e-4)
