@@ -171,3 +171,16 @@ def test_cross_entropy(vocabulary: int) -> None:
     triton_kernels.cross_entropy(ours, labels)
     kernels.cross_entropy(plain, labels.cpu())
     assert torch.allclose(ours.cpu().float(), plain.float(), atol=4e-3)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_kernel_runs_on_the_device_of_its_tensors_whichever_is_current() -> None:
+    documents = Documents.of((40, 24), None, torch.device("cuda:1"))
+    q, k, v = (torch.randn(64, heads, 64).to(BF16).to("cuda:1") for heads in (4, 2, 2))
+    x = torch.randn(64, 96).to(BF16).to("cuda:1")
+    with torch.cuda.device(0):
+        rows = kernels.cast_rows(x, fp8=True)
+        attended, _ = attend(q, k, v, documents)
+    assert rows.values.device == attended.device == x.device
+    torch.testing.assert_close(rows.dense(), quantise(x).dense(), rtol=0.07, atol=1e-3)
+    assert torch.isfinite(attended).all()
