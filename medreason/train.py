@@ -194,7 +194,6 @@ def fit(
     import lightning as L
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-    from lightning.pytorch.strategies import DDPStrategy
 
     from medreason.callbacks import StepBar, StepMetrics, checkpoints, peak_memory_gib
     from medreason.datamodule import ResumeMismatch
@@ -218,10 +217,7 @@ def fit(
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=processes,
-        # every process has loaded the same weights; waiting for one that answers questions may take long
-        strategy=DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True, timeout=timedelta(hours=2))
-        if processes > 1
-        else "auto",
+        strategy=several_gpus() if processes > 1 else "auto",
         # not left to Lightning: in a job of SLURM's it would leave starting processes to SLURM
         plugins=[TorchElasticEnvironment() if processes > 1 else LightningEnvironment()],
         precision=record["precision"],
@@ -283,6 +279,20 @@ def fit(
     samples.save()
     log_samples(samples.samples, config.data.format)
     draw_curves(run)
+
+
+def several_gpus() -> Any:
+    """Lightning's DDP for an adapter over a frozen base that each process has loaded itself."""
+    from lightning.pytorch.strategies import DDPStrategy
+
+    return DDPStrategy(
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        # one message after the backward pass: an adapter's gradients are small, and messages on their way before would
+        # hold a part of the GPU until the slowest process has sent its own (two H200s: 95.1% -> 96.7% of twice)
+        bucket_cap_mb=1024,
+        timeout=timedelta(hours=2),  # waiting for a process that answers questions may take long
+    )
 
 
 def save_config(config: TrainConfig, run: Path) -> None:

@@ -182,5 +182,5 @@ def test_a_kernel_runs_on_the_device_of_its_tensors_whichever_is_current() -> No
         rows = kernels.cast_rows(x, fp8=True)
         attended, _ = attend(q, k, v, documents)
     assert rows.values.device == attended.device == x.device
-    torch.testing.assert_close(rows.dense(), quantise(x).dense(), rtol=0.07, atol=1e-3)
+    torch.testing.assert_close(rows.dense(), quantise(x).dense(), rtol=0.13, atol=1e-3)
     assert torch.isfinite(attended).all()
