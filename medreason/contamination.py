@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 
 from medreason.config import ConfigError
+from medreason.folders import files_of, table_name, to_ask
 from medreason.prompts import Example
-from medreason.sources import content_digest, files_of, is_local, read_file, read_hub
+from medreason.sources import content_digest, is_local, read_file, read_hub
 from medreason.wording import normal, words
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
@@ -60,7 +61,7 @@ class Match:
 def benchmark_digest(path: str) -> str:
     """What changes when a benchmark's questions do. Raises ConfigError for a path that cannot be read."""
     name, _, configuration = path.partition(":") if not is_local(path) else (path, "", "")
-    return content_digest(name, configuration or None, None, "data.benchmarks")
+    return content_digest(name, configuration or None, None, "data.benchmarks", to_ask)
 
 
 def read_questions(path: str) -> list[Question]:
@@ -70,7 +71,7 @@ def read_questions(path: str) -> list[Question]:
     than train are read (train where it has no other). Raises ConfigError for what cannot be read or has no question.
     """
     if is_local(path):
-        rows = [(file.stem, row) for file in files_of(path, "data.benchmarks")
+        rows = [(table_name(file), row) for file in files_of(path, "data.benchmarks", to_ask)
                 for row in read_file(file, "data.benchmarks")]  # fmt: skip
     else:
         name, _, configuration = path.partition(":")

@@ -22,7 +22,9 @@ from string import ascii_uppercase
 from typing import Any
 
 from medreason.config import ConfigError
-from medreason.sources import SUFFIXES, Row, files_of, read_file, read_hub
+from medreason.folders import files_of, table_kind, table_name, to_ask
+from medreason.sources import read_file, read_hub
+from medreason.tables import Row
 
 SETTING = "benchmarks"  # the setting that an error names
 MOST_OPTIONS = 10
@@ -74,12 +76,12 @@ def read_task(name_or_path: str) -> Task:
     if name_or_path in HUB:
         return make_task(name_or_path, hub_questions(name_or_path))
     path = Path(name_or_path)
-    if not name_or_path or not (path.exists() or path.suffix.lower() in SUFFIXES):
+    if not name_or_path or not (path.exists() or table_kind(path) is not None):
         near = difflib.get_close_matches(name_or_path.lower(), HUB, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(HUB)}"
         raise ConfigError(f"{SETTING}={name_or_path}: no such benchmark or file ({hint})")
-    rows = ((str(file), row) for file in files_of(name_or_path, SETTING) for row in read_file(file, SETTING))
-    return make_task(path.stem, (each for place, row in rows if (each := placed(place, row, from_row))))
+    rows = ((str(file), row) for file in files_of(name_or_path, SETTING, to_ask) for row in read_file(file, SETTING))
+    return make_task(table_name(path), (each for place, row in rows if (each := placed(place, row, from_row))))
 
 
 def hub_questions(name: str) -> Iterable[tuple[str, Question]]:
