@@ -28,9 +28,10 @@ import numpy as np
 
 from medreason.config import ConfigError
 from medreason.folders import files_of, table_name, to_ask
+from medreason.layouts import QUESTIONS
 from medreason.prompts import Example
 from medreason.sources import content_digest, is_local, read_file, read_hub
-from medreason.wording import normal, words
+from medreason.wording import folded, normal, words
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
 BOILERPLATE = 4  # benchmark questions that share a run
@@ -65,7 +66,7 @@ def benchmark_digest(path: str) -> str:
 
 
 def read_questions(path: str) -> list[Question]:
-    """Questions of a benchmark, with a `question` column and perhaps an `id`.
+    """Questions of a benchmark, with a `question` column (or prompt, query, problem; in any case) and perhaps an `id`.
 
     `path` is a file, a folder, or a hub data set OWNER/NAME or OWNER/NAME:CONFIGURATION, of which the splits other
     than train are read (train where it has no other). Raises ConfigError for what cannot be read or has no question.
@@ -79,8 +80,10 @@ def read_questions(path: str) -> list[Question]:
         rows = [(path, row) for row in hub]
     questions = []
     for benchmark, (number, cells) in rows:
-        text = cells.get("question") if isinstance(cells, dict) else None
-        if isinstance(cells, dict) and isinstance(text, str) and text.strip():
+        if isinstance(cells, str):
+            raise ConfigError(f"data.benchmarks={path}: {benchmark}, row {number}: {cells}")
+        text = next((cells[name] for called in QUESTIONS for name in cells if folded(name) == called), None)
+        if isinstance(text, str) and text.strip():
             questions.append(Question(benchmark, str(cells.get("id", number)), text))
     if not questions:
         raise ConfigError(f"data.benchmarks={path}: no row has a `question`; name a benchmark's questions")

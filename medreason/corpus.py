@@ -237,7 +237,7 @@ def files_not_read(config: DataConfig, benchmarks: Sequence[str]) -> dict[str, s
     for path, setting, wanted in asked:
         if is_local(path):
             for name, reason in list_tables(path, setting, wanted).skipped.items():
-                skipped[str(Path(path) / name) if name in skipped else name] = reason
+                skipped[name if path == config.path else visible(f"{path}/{name}")] = reason
     return skipped
 
 

@@ -21,9 +21,8 @@ from medreason.command import command
 from medreason.config import Format, TrainConfig
 from medreason.corpus import Split, read_split
 from medreason.preflight import check_hub_model, check_model_path, settle_hub
-from medreason.progress import describe_not_read, describe_rows, say
+from medreason.progress import describe_not_read, describe_rows, named, say
 from medreason.prompts import marks
-from medreason.records import named
 from medreason.run_directory import write_json
 
 if TYPE_CHECKING:  # torch and Lightning, imported once the rows are known to be good

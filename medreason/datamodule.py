@@ -17,7 +17,8 @@ from medreason.config import DataConfig, Packing, TrainConfig
 from medreason.corpus import Split
 from medreason.documents import Document, fit, read_documents
 from medreason.packing import Rows, pack
-from medreason.records import SHOWN, named, settle_rejects
+from medreason.progress import named
+from medreason.records import SHOWN, settle_rejects
 
 CONTROL_TOKEN = "hold a control token of the tokenizer"  # a row's reason
 IGNORE = -100  # torch's cross entropy leaves these labels out

@@ -95,7 +95,8 @@ def list_folder(folder: Path, setting: str, wanted: Wanted) -> Listing:
     there = set(found.values())
     for place, split in list(found.items()):
         if not wanted(split, there):
-            skipped[visible(str(place.relative_to(folder)))] = f"the split {split}" if split else "of no split"
+            reason = f"the split {split}" if split else "of no split, beside train"
+            skipped[visible(str(place.relative_to(folder)))] = reason
             del found[place]
     if not found:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
@@ -110,7 +111,7 @@ def list_folder(folder: Path, setting: str, wanted: Wanted) -> Listing:
 def walk(folder: Path, entered: set[Path]) -> Iterator[tuple[Path, str | None]]:
     """What stands in a folder and below, in order of name, each with the reason why it is no table (None: it is one).
 
-    Links to folders are followed, each folder once.
+    Links to other folders are followed, each folder once.
     """
     entered.add(folder.resolve())
     for place in sorted(folder.iterdir()):
@@ -119,7 +120,9 @@ def walk(folder: Path, entered: set[Path]) -> Iterator[tuple[Path, str | None]]:
         elif place.is_dir():
             if is_saved(place):
                 yield place, None
-            elif place.resolve() not in entered:
+            elif place.resolve() in entered or folder.resolve().is_relative_to(place.resolve()):
+                yield place, "a link to a folder that is read or lies around it"
+            else:
                 yield from walk(place, entered)
         elif not place.is_file():
             yield place, "a link to nothing" if place.is_symlink() else "not a file"

@@ -24,6 +24,7 @@ from medreason.config import Columns, ConfigError, Format
 from medreason.folders import visible
 from medreason.prompts import Example, parse_answer
 from medreason.tasks import Question, presented
+from medreason.wording import folded
 
 DOCUMENTED = ("Question", "Complex_CoT", "Response")
 QUESTIONS = ("question", "prompt", "query", "problem", "问题")
@@ -401,11 +402,6 @@ def optional(cells: Cells, name: str) -> str:
 def empty(value: Any) -> bool:
     """Whether a cell has nothing in it."""
     return value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip())
-
-
-def folded(name: str) -> str:
-    """A column's name as it is compared: `Complex CoT` and `complex-cot` are `complex_cot`."""
-    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
 
 
 def listed(names: Sequence[str]) -> str:

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medreason.records import named
-
 BEGAN = time.monotonic()
 NAMED = 8  # files, columns
 
@@ -61,6 +59,11 @@ def describe_not_read(report: Mapping[str, Any]) -> list[str]:
         alike.setdefault(tuple(columns), []).append(table)
     lines = [f"columns {some_of(columns)} of {some_of(tables)}" for columns, tables in alike.items()]
     return ([some_of(files)] if files else []) + lines[:NAMED]
+
+
+def named(places: Sequence[str], count: int) -> str:
+    """The first places of so many."""
+    return ", ".join(places) + (", ..." if count > len(places) else "")
 
 
 def some_of(names: Sequence[str]) -> str:

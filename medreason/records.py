@@ -8,6 +8,7 @@ from typing import Any
 
 from medreason.config import Columns, ConfigError, Format, OnBadRow
 from medreason.layouts import BadRow, empty, layout
+from medreason.progress import named
 from medreason.prompts import Example, marks
 from medreason.tables import Row
 
@@ -36,11 +37,6 @@ class Rejects:
         """One line, the most frequent reason first."""
         return "; ".join(f"{count} {reason} ({named(self.places[reason], count)})"
                          for reason, count in self.counts.most_common())  # fmt: skip
-
-
-def named(places: Sequence[str], count: int) -> str:
-    """The first places of so many."""
-    return ", ".join(places) + (", ..." if count > len(places) else "")
 
 
 def read_examples(

@@ -272,8 +272,17 @@ def read_json(text: io.TextIOWrapper) -> list[Row]:
         text.seek(0)
         rows = from_lines(text, 1)
     if rows and all(cells == "not JSON" for _, cells in rows):
-        raise ValueError("no line is JSON")
+        raise ValueError(f"no line is JSON{not_json(first)}")
     return rows
+
+
+def not_json(first: str) -> str:
+    """What the first line of a file that is named as JSON looks like."""
+    if first.lstrip().startswith(("{'", "[{'")):
+        return ", but Python's own notation: write rows with json.dumps"
+    if not first.lstrip().startswith(("{", "[")) and len(first.split(separator_of([first], SEPARATORS))) > 1:
+        return "; if it is a table with a line of names, call it .csv"
+    return ""
 
 
 def parsed(text: str) -> Any:
@@ -359,12 +368,14 @@ def rows_of(content: Any) -> list[Any]:
     if isinstance(names, list) and isinstance(cells, list) and all(isinstance(row, list) for row in cells):
         refuse_twins([str(name) for name in names])
         return [dict(zip(map(str, names), row, strict=False)) for row in cells]
+    if is_table(content.get("rows")) and all(isinstance(row.get("row"), dict) for row in content["rows"]):
+        return [row["row"] for row in content["rows"]]  # as the hub's viewer gives them
     tables = [name for name, part in content.items() if is_table(part)]
     if len(tables) > 1 and (len(tables) == len(content) or set(tables) & set(WRAPPERS)):
         raise ValueError(f"{len(tables)} tables in one file ({', '.join(map(visible, tables))}): write a file for each")
     if tables and (len(content) == 1 or tables[0] in WRAPPERS):
-        rows = content[tables[0]]
-        return [row["row"] for row in rows] if all(isinstance(row.get("row"), dict) for row in rows) else rows
+        rows: list[Any] = content[tables[0]]
+        return rows
     return by_columns(content) or [content]
 
 

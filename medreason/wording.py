@@ -14,3 +14,8 @@ def normal(text: str) -> str:
 
 def words(text: str) -> tuple[str, ...]:
     return tuple(WORD.findall(text))
+
+
+def folded(name: str) -> str:
+    """A column's name as it is compared: `Complex CoT` and `complex-cot` are `complex_cot`."""
+    return re.sub(r"[\s_-]+", "_", name.strip().casefold())
