@@ -53,7 +53,7 @@ def read_examples(
                 if not names.get(name):
                     names[name] = not empty(value)
     filled = {name for name, any_filled in names.items() if any_filled}
-    way = layout([name for name in names if name], filled, columns, style, source)
+    way = layout(list(names), filled, columns, style, source)
     examples = []
     for number, cells in rows:
         try:

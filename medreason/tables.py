@@ -134,8 +134,8 @@ def read_arrow(stream: IO[bytes]) -> list[Row]:
 
 
 def refuse_twins(names: Sequence[str]) -> None:
-    """Raises ValueError for two columns of one name: one would win in silence. Columns without a name may repeat."""
-    twice = [name for place, name in enumerate(names) if name and name in names[:place]]
+    """Raises ValueError for two columns of one name: one would win in silence."""
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
     if twice:
         raise ValueError(f"two columns are named {visible(twice[0])}: rename or remove one")
 
@@ -200,7 +200,8 @@ def read_csv(text: Iterable[str], kind: str) -> Iterator[Row]:
         itertools.chain(sample, lines), delimiter=separator, strict=True, skipinitialspace=separator != "\t"
     )
     try:
-        names = [name.strip() for name in next(reader, [])]
+        named = [name.strip() for name in next(reader, [])]
+        names = [name or f"column {place}" for place, name in enumerate(named, 1)]
         refuse_twins(names)
         number = 0
         for cells in reader:
@@ -212,8 +213,9 @@ def read_csv(text: Iterable[str], kind: str) -> Iterator[Row]:
             if any(map(str.strip, cells[len(names) :])):
                 yield number, "more cells than columns"
             else:
-                row: dict[str, Any] = dict(itertools.zip_longest(names, cells[: len(names)]))
-                yield number, row
+                row = itertools.zip_longest(names, cells[: len(names)])
+                # a column without a name counts where something stands in it
+                yield number, {name: cell for (name, cell), known in zip(row, named, strict=True) if known or cell}
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
 
