@@ -31,7 +31,7 @@ from medreason.folders import files_of, table_name, to_ask
 from medreason.layouts import QUESTIONS
 from medreason.prompts import Example
 from medreason.sources import content_digest, is_local, read_file, read_hub
-from medreason.wording import folded, normal, words
+from medreason.wording import folded, normal, without_preamble, words
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
 BOILERPLATE = 4  # benchmark questions that share a run
@@ -97,7 +97,7 @@ def find_matches(examples: Sequence[Example], questions: Sequence[Question]) -> 
     """
     asked = [normal(question.text) for question in questions]
     asked_words = [words(text) for text in asked]
-    own = [words(normal(example.question)) for example in examples]
+    own = [words(normal(core)) for core in without_preamble([example.question for example in examples])]
     texts = [normal("\n".join((e.question, e.reasoning, e.answer))) for e in examples]
     rules = {
         "same question": same_questions(own, asked_words),

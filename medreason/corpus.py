@@ -40,7 +40,7 @@ from medreason.prompts import Example
 from medreason.records import Rejects, read_examples, settle_rejects
 from medreason.sources import content_digest, is_local, read_file, read_hub
 from medreason.tables import Row
-from medreason.wording import normal
+from medreason.wording import normal, without_preamble
 
 Say = Callable[[str], None]
 UNIQUE, EXACT, NEAR = 0, 1, 2  # the column `repeats`
@@ -186,7 +186,8 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
     first: Mapping[int, int] = {}
     questions = [normal(example.question) for example in examples]
     if config.deduplicate is not Deduplicate.off:
-        first = near_duplicates(questions, config.near_duplicate)
+        cores = without_preamble([example.question for example in examples])
+        first = near_duplicates([normal(core) for core in cores], config.near_duplicate)
         exact = exact_duplicates(questions, [normal(example.answer) for example in examples])
         repeats[list(first)] = NEAR
         repeats[list(exact)] = EXACT

@@ -100,10 +100,10 @@ def list_folder(folder: Path, setting: str, wanted: Wanted) -> Listing:
             del found[place]
     if not found:
         named = "; ".join(f"{name}: {reason}" for name, reason in list(skipped.items())[:5])
-        held_back = "; name the file itself to read it" if there else ""
+        lacks = "only files of other splits" if there else "no JSON, JSONL, Parquet or CSV file"
         raise ConfigError(
-            f"{setting}={visible(str(folder))}: no JSON, JSONL, Parquet or CSV file to read in this folder"
-            f"{f' ({named})' if named else ''}{held_back}"
+            f"{setting}={visible(str(folder))}: {lacks} in this folder{f' ({named})' if named else ''}"
+            + ("; name a file itself to read it" if there else "")
         )
     return Listing(list(found), dict(sorted(skipped.items())))
 

@@ -225,3 +225,28 @@ def test_more_cases_than_a_kind_holds_are_refused_in_one_line(monkeypatch: pytes
     config: Any = composed("data=clinical_cases", "data.cases=5", "data.case_kinds=[kidney_stage]").data
     with pytest.raises(ConfigError, match=r"data\.cases=5: only 1 distinct cases could be made"):
         read_split(config)
+
+
+def test_a_system_text_that_all_rows_share_does_not_make_their_questions_alike(
+    tmp_path: Path,
+) -> None:
+    path, test = tmp_path / "rows.jsonl", tmp_path / "quiz.jsonl"
+    system = "You are a careful physician who answers every question of a colleague briefly and with all due care."
+    asked = [f"Which vitamin prevents disease {example.question.split()[0]}?" for example in made(40)]
+    path.write_text("\n".join(json.dumps({"system": system, "instruction": "Answer.", "input": question, "output": "a"})
+                              for question in asked))  # fmt: skip
+    test.write_text(json.dumps({"question": asked[3]}) + "\n")
+    split = read_split(data_config(path, "validation_share=0.4", f"benchmarks=[{test}]"))
+    assert split.corpus.example(3) == Example(f"{system}\n\nAnswer.\n\n{asked[3]}", "", "a")
+    assert split.corpus.report["duplicates"]["near"] == 0
+    assert [match["example"] for match in split.corpus.report["contamination"]["matches"]] == ["rows.jsonl:4"]
+    assert len(split.validation) > 8 and len(split.train) > 15
+
+
+def test_the_same_question_of_two_contexts_is_not_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    cells = [{"context": f"{context.question} {context.answer}", "question": question, "answer": "yes"}
+             for context in made(20) for question in ("Is it benign?", "Is it common?")]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, cells)))
+    report = read_split(data_config(path, "validation_share=0.4")).corpus.report
+    assert report["duplicates"]["exact"] == 0
