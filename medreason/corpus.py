@@ -187,7 +187,9 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
     questions = [normal(example.question) for example in examples]
     if config.deduplicate is not Deduplicate.off:
         cores = without_preamble([example.question for example in examples])
-        first = near_duplicates([normal(core) for core in cores], config.near_duplicate)
+        alike = [question if core is example.question else normal(core)
+                 for core, example, question in zip(cores, examples, questions, strict=True)]  # fmt: skip
+        first = near_duplicates(alike, config.near_duplicate)
         exact = exact_duplicates(questions, [normal(example.answer) for example in examples])
         repeats[list(first)] = NEAR
         repeats[list(exact)] = EXACT

@@ -136,6 +136,16 @@ def test_names_in_any_case_lists_of_options_and_medmcqas_own_columns_are_read(tm
     assert found == replace(asked, id="1", options={"A": "Iron", "B": "Zinc", "C": "Tin", "D": "Lead"})
 
 
+def test_of_a_folder_the_held_out_questions_are_asked_and_the_rest_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "quiz"
+    folder.mkdir()
+    for name, number in (("train.jsonl", 1), ("test.jsonl", 2), ("._test.jsonl", 3)):
+        written(folder / name, row(id=number))
+    said: list[str] = []
+    assert [question.id for question in read_task(str(folder), said.append).questions] == ["2"]
+    assert said == [f"benchmarks={folder}: not read: ._test.jsonl (hidden), train.jsonl (the split train)"]
+
+
 def test_two_rows_with_one_id_are_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "f.jsonl", row(), row(id="q2"), row())
     assert refusal(path) == f"benchmarks={path}: row 3: id 'q1' is also that of {path}: row 1"
