@@ -128,7 +128,7 @@ def layout(names: Sequence[str], filled: set[str], columns: Columns, style: Form
 
     def whole(cells: Cells) -> Example:
         for name in refused:
-            if not empty(cells.get(name)):
+            if not empty(cells.get(name)) and cells[name] not in ("[]", "{}", "null"):  # JSON in a table of texts
                 raise BadRow(f"{visible(name)}: earlier turns and tools are not learned")
         example = read(cells)
         said = [text for name in before if (text := optional(cells, name)) and text not in example.question]
@@ -246,13 +246,13 @@ def from_turns(turns: Sequence[Mapping[str, Any]], column: str, unread: set[str]
         role = ROLES.get(said.lower()) if isinstance(said, str) else None
         if role is None:
             raise BadRow(f"{column} hold a turn of {said!r}"[:80])
+        if called := [name for name, value in turn.items() if folded(name) in TOOLS and not empty(value)]:
+            raise BadRow(f"{column} hold {called[0]}: calls of tools are not learned")
         key = "content" if "content" in turn or "value" not in turn else "value"
         text, thought = parts(turn, key)
         for name, value in turn.items():
             if empty(value) or name in ("role", "from", key):
                 continue
-            if folded(name) in TOOLS:
-                raise BadRow(f"{column} hold {name}: calls of tools are not learned")
             if folded(name) in REASONINGS and role == "assistant":
                 thought = one_reasoning(thought, cell(turn, name))
             else:

@@ -69,7 +69,7 @@ def chat(**assistant: Any) -> dict[str, Any]:
         {"messages": json.dumps(chat(thinking="because")["messages"])},
         {"conversations": [{"from": "human", "value": "q?"}, {"from": "gpt", "value": "<think>because</think>a"}]},
         {"conversations": [{"from": "human", "value": "q?"}, {"from": "gpt", "value": "a", "thinking": "because"}]},
-        {"Question": "q?", "Complex_CoT": "because", "Response": "a", "history": [], "tools": "", "system": " "},
+        {"Question": "q?", "Complex_CoT": "because", "Response": "a", "history": "[]", "tools": [], "system": " "},
     ],
 )  # fmt: skip
 def test_reasoning_is_learned_wherever_it_stands(cells: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def test_what_is_said_before_a_question_is_part_of_it(cells: dict[str, Any], que
     [
         ({"instruction": "q?", "output": "a", "history": [["q0", "a0"]]}, "history: earlier turns and tools are not"),
         ({"tools": [{"name": "f"}]} | chat(), "tools: earlier turns and tools are not learned"),
-        (chat(tool_calls=[{"function": {"name": "f"}}]), "messages hold tool_calls: calls of tools are not learned"),
+        (chat(content=None, tool_calls=[{"function": {"name": "f"}}]), "messages hold tool_calls: calls of tools are not learned"),
         ({"messages": [USER, {"role": "tool", "content": "3"}, *chat()["messages"]]}, "messages hold a turn of"),
         ({"messages": chat()["messages"] * 2}, "messages are not one question and one answer"),
         ({"conversations": chat()["messages"] + [USER]}, "conversations are not one question and one answer"),
