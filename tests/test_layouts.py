@@ -100,7 +100,7 @@ def test_what_is_said_before_a_question_is_part_of_it(cells: dict[str, Any], que
     [
         ({"instruction": "q?", "output": "a", "history": [["q0", "a0"]]}, "history: earlier turns and tools are not"),
         ({"tools": [{"name": "f"}]} | chat(), "tools: earlier turns and tools are not learned"),
-        (chat(content=None, tool_calls=[{"function": {"name": "f"}}]), "messages hold tool_calls: calls of tools are not learned"),
+        (chat(content=None, tool_calls=[{"function": {"name": "f"}}]), "messages hold tool_calls: calls"),
         ({"messages": [USER, {"role": "tool", "content": "3"}, *chat()["messages"]]}, "messages hold a turn of"),
         ({"messages": chat()["messages"] * 2}, "messages are not one question and one answer"),
         ({"conversations": chat()["messages"] + [USER]}, "conversations are not one question and one answer"),
