@@ -260,7 +260,7 @@ class Mixed:
 @dataclass
 class DataConfig:
     source: Source
-    path: str | None  # hub name, or a JSON, JSONL, Parquet or CSV file, or a folder of them
+    path: str | None  # hub name, or a JSON, JSONL, Parquet or CSV file, or a folder of them (train alone, if split)
     name: str | None  # configuration of the hub data set (en, zh, ...)
     revision: str | None  # branch, tag or commit on the hub
     weight: float  # how often each row of data.path comes in an epoch

@@ -27,9 +27,11 @@ from typing import Any
 import numpy as np
 
 from medreason.config import ConfigError
+from medreason.folders import files_of, table_name, to_ask
+from medreason.layouts import QUESTIONS
 from medreason.prompts import Example
-from medreason.sources import content_digest, files_of, is_local, read_file, read_hub
-from medreason.wording import normal, words
+from medreason.sources import content_digest, is_local, read_file, read_hub
+from medreason.wording import folded, normal, without_preamble, words
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
 BOILERPLATE = 4  # benchmark questions that share a run
@@ -60,17 +62,17 @@ class Match:
 def benchmark_digest(path: str) -> str:
     """What changes when a benchmark's questions do. Raises ConfigError for a path that cannot be read."""
     name, _, configuration = path.partition(":") if not is_local(path) else (path, "", "")
-    return content_digest(name, configuration or None, None, "data.benchmarks")
+    return content_digest(name, configuration or None, None, "data.benchmarks", to_ask)
 
 
 def read_questions(path: str) -> list[Question]:
-    """Questions of a benchmark, with a `question` column and perhaps an `id`.
+    """Questions of a benchmark, with a `question` column (or prompt, query, problem; in any case) and perhaps an `id`.
 
     `path` is a file, a folder, or a hub data set OWNER/NAME or OWNER/NAME:CONFIGURATION, of which the splits other
     than train are read (train where it has no other). Raises ConfigError for what cannot be read or has no question.
     """
     if is_local(path):
-        rows = [(file.stem, row) for file in files_of(path, "data.benchmarks")
+        rows = [(table_name(file), row) for file in files_of(path, "data.benchmarks", to_ask)
                 for row in read_file(file, "data.benchmarks")]  # fmt: skip
     else:
         name, _, configuration = path.partition(":")
@@ -78,8 +80,10 @@ def read_questions(path: str) -> list[Question]:
         rows = [(path, row) for row in hub]
     questions = []
     for benchmark, (number, cells) in rows:
-        text = cells.get("question") if isinstance(cells, dict) else None
-        if isinstance(cells, dict) and isinstance(text, str) and text.strip():
+        if isinstance(cells, str):
+            raise ConfigError(f"data.benchmarks={path}: {benchmark}, row {number}: {cells}")
+        text = next((cells[name] for called in QUESTIONS for name in cells if folded(name) == called), None)
+        if isinstance(text, str) and text.strip():
             questions.append(Question(benchmark, str(cells.get("id", number)), text))
     if not questions:
         raise ConfigError(f"data.benchmarks={path}: no row has a `question`; name a benchmark's questions")
@@ -93,7 +97,7 @@ def find_matches(examples: Sequence[Example], questions: Sequence[Question]) -> 
     """
     asked = [normal(question.text) for question in questions]
     asked_words = [words(text) for text in asked]
-    own = [words(normal(example.question)) for example in examples]
+    own = [words(normal(core)) for core in without_preamble([example.question for example in examples])]
     texts = [normal("\n".join((e.question, e.reasoning, e.answer))) for e in examples]
     rules = {
         "same question": same_questions(own, asked_words),

@@ -17,16 +17,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medreason import clinical_cases, contamination, duplicates, prompts, records, sources, wording
+from medreason import (
+    clinical_cases,
+    contamination,
+    duplicates,
+    folders,
+    layouts,
+    prompts,
+    records,
+    sources,
+    tables,
+    tasks,
+    wording,
+)
 from medreason.cache import cache_key, cached_table, report_of, with_report
 from medreason.clinical_cases import KINDS, generate_cases
 from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Mixed, Source
 from medreason.contamination import benchmark_digest, find_matches, read_questions
 from medreason.duplicates import exact_duplicates, near_duplicates
+from medreason.folders import files_of, list_tables, to_ask, to_learn, visible
 from medreason.prompts import Example
 from medreason.records import Rejects, read_examples, settle_rejects
-from medreason.sources import Row, content_digest, files_of, is_local, read_file, read_hub
-from medreason.wording import normal
+from medreason.sources import content_digest, is_local, read_file, read_hub
+from medreason.tables import Row
+from medreason.wording import normal, without_preamble
 
 Say = Callable[[str], None]
 UNIQUE, EXACT, NEAR = 0, 1, 2  # the column `repeats`
@@ -44,6 +58,7 @@ class Corpus:
     table: pa.Table
     key: str
     names: tuple[str, ...]
+    not_read: Mapping[str, str]  # files that stand beside those read, each with the reason
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -56,8 +71,20 @@ class Corpus:
 
     @property
     def report(self) -> dict[str, Any]:
-        """rows (of each source), rejects (count and places by reason), duplicates, contamination."""
-        return report_of(self.table)
+        """rows (of each table), columns that were not read, files not read, rejects, duplicates, contamination."""
+        return report_of(self.table) | {"not_read": dict(self.not_read)}
+
+    @property
+    def rejects(self) -> Rejects:
+        """What was wrong with rows that are in no example."""
+        found = self.report["rejects"]
+        counts = Counter({reason: each["count"] for reason, each in found.items()})
+        return Rejects(counts, {reason: list(each["places"]) for reason, each in found.items()})
+
+    @property
+    def rows(self) -> int:
+        """Rows that were read, bad ones included."""
+        return sum(self.report["rows"].values())
 
     @property
     def source(self) -> str:
@@ -115,16 +142,12 @@ def read_corpus(config: DataConfig, say: Say = lambda line: None) -> Corpus:
         "near": None if config.deduplicate is Deduplicate.off else config.near_duplicate,
         "benchmarks": [benchmark_digest(path) for path in compared],
     }
-    code = (sources, records, prompts, clinical_cases, duplicates, contamination, wording)
+    reading = (sources, folders, tables, layouts, tasks, records, prompts, clinical_cases)
+    code = (*reading, duplicates, contamination, wording)
     key = cache_key(content, __file__, *(module.__file__ for module in code))
     table = cached_table("corpus", key, lambda: build_table(config, compared, say))
-    corpus = Corpus(table, key, names)
-    rejects = Rejects(
-        Counter({reason: found["count"] for reason, found in corpus.report["rejects"].items()}),
-        {reason: found["places"] for reason, found in corpus.report["rejects"].items()},
-    )
-    rows = sum(corpus.report["rows"].values())
-    settle_rejects(rejects, rows, corpus.source, config.on_bad_row, config.max_bad_share)
+    corpus = Corpus(table, key, names, files_not_read(config, compared))
+    settle_rejects(corpus.rejects, corpus.rows, corpus.source, config.on_bad_row, config.max_bad_share)
     if not len(corpus):
         raise ConfigError(f"data.path={corpus.source}: no row that can be learned from")
     return corpus
@@ -134,6 +157,7 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
     """Reads, checks and compares everything. Raises ConfigError as `read_corpus` does."""
     rejects = Rejects()
     rows: dict[str, int] = {}
+    columns_not_read: dict[str, list[str]] = {}
     examples: list[Example] = []
     places: list[str] = []
     origins: list[int] = []
@@ -144,22 +168,28 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
     else:
         for origin, (source, setting) in enumerate(zip(config.sources(), settings(config), strict=True)):
             say(f"reading {source.path}")
-            for label, table in tables(source, setting, rows):
-                checked = read_examples(table, source.columns, config.format, config.max_field_chars, label, rejects)
+            for label, table in labelled_tables(source, setting, rows):
+                checked, unread = read_examples(
+                    table, source.columns, config.format, config.max_field_chars, label, rejects
+                )
                 rows[label] = len(table)
+                columns_not_read |= {label: unread} if unread else {}
                 examples += [example for _, example in checked]
                 places += [f"{label}:{number}" for number, _ in checked]
                 origins += [origin] * len(checked)
     report: dict[str, Any] = {
         "rows": rows,
-        "rejects": {reason: {"count": count, "places": rejects.places[reason]}
-                    for reason, count in rejects.counts.most_common()},
-    }  # fmt: skip
+        "columns_not_read": columns_not_read,
+        "rejects": rejects.report(),
+    }
     repeats = np.zeros(len(examples), np.uint8)
     first: Mapping[int, int] = {}
     questions = [normal(example.question) for example in examples]
     if config.deduplicate is not Deduplicate.off:
-        first = near_duplicates(questions, config.near_duplicate)
+        cores = without_preamble([example.question for example in examples])
+        alike = [question if core is example.question else normal(core)
+                 for core, example, question in zip(cores, examples, questions, strict=True)]  # fmt: skip
+        first = near_duplicates(alike, config.near_duplicate)
         exact = exact_duplicates(questions, [normal(example.answer) for example in examples])
         repeats[list(first)] = NEAR
         repeats[list(exact)] = EXACT
@@ -200,14 +230,29 @@ def settings(config: DataConfig) -> list[str]:
     return ["data.path", *["data.mix"] * len(config.mix)]
 
 
-def tables(source: Mixed, setting: str, taken: Container[str]) -> Iterable[tuple[str, Sequence[Row]]]:
+def files_not_read(config: DataConfig, benchmarks: Sequence[str]) -> dict[str, str]:
+    """What stands in the folders of sources and benchmarks and is not read, with the reason."""
+    asked = [
+        (source.path, setting, to_learn) for source, setting in zip(config.sources(), settings(config), strict=False)
+    ]
+    asked += [(path, "data.benchmarks", to_ask) for path in benchmarks]
+    skipped: dict[str, str] = {}
+    for path, setting, wanted in asked:
+        if is_local(path):
+            for name, reason in list_tables(path, setting, wanted).skipped.items():
+                skipped[name if path == config.path else visible(f"{path}/{name}")] = reason
+    return skipped
+
+
+def labelled_tables(source: Mixed, setting: str, taken: Container[str]) -> Iterable[tuple[str, Sequence[Row]]]:
     """The tables of a source with the names that row numbers are given under: the shortest that is not `taken`."""
     if not is_local(source.path):
         yield source.path, list(read_hub(source.path, source.name, source.revision, setting=setting))
         return
     for file in files_of(source.path, setting):
-        label = str(file.relative_to(source.path)) if Path(source.path).is_dir() else file.name
-        yield str(file) if label in taken else label, read_file(file, setting)
+        within = file.relative_to(source.path) if Path(source.path).is_dir() else Path()
+        label = visible(file.name if within == Path() else str(within))
+        yield visible(str(file)) if label in taken else label, read_file(file, setting)
 
 
 def cases(config: DataConfig) -> list[Example]:

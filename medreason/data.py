@@ -6,7 +6,7 @@ documents are, how rows are packed, and rows as a model reads them; leaves data.
 
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from medreason.command import command
 from medreason.config import Format, TrainConfig
 from medreason.corpus import Split, read_split
 from medreason.preflight import check_hub_model, check_model_path, settle_hub
-from medreason.progress import describe_rows, say
+from medreason.progress import describe_not_read, describe_rows, named, say
 from medreason.prompts import marks
 from medreason.run_directory import write_json
 
@@ -49,12 +49,12 @@ def show(config: TrainConfig) -> None:
     tokenizer = load_tokenizer(config.model)
     data = prepare(config, split, tokenizer, say)
     counts = data.report() | {"steps_per_epoch": data.total_steps(1, -1)}
-    write_json(run / "data.json", split.corpus.report | {"left_out": split.left_out, "packing": counts})
+    write_json(run / "data.json", data.corpus_report() | {"left_out": split.left_out, "packing": counts})
     draw(data, run / "data.png")
     write_rows(data, config.data.format, run / "rows.html")
 
     console = Console(highlight=False)
-    print_rows_read(console, split)
+    print_rows_read(console, data.corpus_report(), split.left_out)
     print_matches(console, split)
     print_packing(console, counts)
     print_lengths(console, [len(document) for document in data.loaders["train"].documents])
@@ -62,15 +62,16 @@ def show(config: TrainConfig) -> None:
     console.print(f"picture: {run / 'data.png'}; rows in full: {run / 'rows.html'}; everything: {run / 'data.json'}")
 
 
-def print_rows_read(console: Console, split: Split) -> None:
-    """Rows of each file, what was wrong with some, what repeats."""
-    report = split.corpus.report
+def print_rows_read(console: Console, report: Mapping[str, Any], left_out: Mapping[str, int]) -> None:
+    """Rows of each file, what was not read, what was wrong with some rows, what repeats."""
     table = Table("read from", "rows", title="Rows", title_justify="left")
     for name, rows in report["rows"].items():
         table.add_row(escape(name), f"{rows:,}")
     console.print(table)
+    for line in describe_not_read(report):
+        console.print(f"  [yellow]not read[/]  {escape(line)}")
     for reason, found in report["rejects"].items():
-        places = ", ".join(found["places"]) + (", ..." if found["count"] > len(found["places"]) else "")
+        places = named(found["places"], found["count"])
         console.print(f"  [red]rejected[/]  {found['count']:,} {escape(reason)}  [dim]{escape(places)}[/]")
     if not report["rejects"]:
         console.print("  rejected  none")
@@ -81,7 +82,7 @@ def print_rows_read(console: Console, split: Split) -> None:
         for kind, what in (("exact", "the same question and answer"), ("near", "nearly the same question")):
             pairs = "; ".join(" = ".join(pair) for pair in repeats[f"{kind}_places"])
             console.print(f"  duplicates  {repeats[kind]:,} with {what} as an earlier one  [dim]{escape(pairs)}[/]")
-    for reason, count in split.left_out.items():
+    for reason, count in left_out.items():
         console.print(f"  [yellow]left out[/]  {count:,} for: {reason}")
 
 

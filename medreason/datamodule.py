@@ -17,8 +17,10 @@ from medreason.config import DataConfig, Packing, TrainConfig
 from medreason.corpus import Split
 from medreason.documents import Document, fit, read_documents
 from medreason.packing import Rows, pack
-from medreason.records import Rejects, settle_rejects
+from medreason.progress import named
+from medreason.records import SHOWN, settle_rejects
 
+CONTROL_TOKEN = "hold a control token of the tokenizer"  # a row's reason
 IGNORE = -100  # torch's cross entropy leaves these labels out
 
 
@@ -202,13 +204,20 @@ class MedicalReasoningData(L.LightningDataModule):
         self.rows_per_batch, self.accumulate = rows_per_batch, accumulate
         self.loaders: dict[str, PackedLoader] = {}
         self.dropped = 0
+        self.rejects = split.corpus.rejects  # and those that only the tokenizer finds, once set up
 
     def setup(self, stage: str | None = None) -> None:
         if self.loaders:
             return
         config, corpus = self.config, self.split.corpus
         documents = read_documents(corpus, self.tokenizer, config.format, self.say)
-        refuse_control_tokens(documents, self.split, config)
+        marked = control_token_places(documents, self.split)
+        for place in marked:
+            self.rejects.add(CONTROL_TOKEN, place)
+        # once for all reasons together: each share may be allowed where their sum is not
+        settle_rejects(self.rejects, corpus.rows, corpus.source, config.on_bad_row, config.max_bad_share)
+        if marked:
+            self.say(f"skipped {len(marked):,} rows: {CONTROL_TOKEN} ({named(marked[:SHOWN], len(marked))})")
         fingerprint = self.split.fingerprint
         for name, indices in (("train", self.split.train), ("validation", self.split.validation)):
             found = [document for document in map(documents.__getitem__, indices.tolist()) if document is not None]
@@ -242,6 +251,10 @@ class MedicalReasoningData(L.LightningDataModule):
         step_rows = self.rows_per_batch * processes * self.accumulate
         by_epochs = max_epochs * -(-len(self.loaders["train"].rows) // step_rows)
         return by_epochs if max_steps == -1 else min(by_epochs, max_steps)
+
+    def corpus_report(self) -> dict[str, Any]:
+        """The corpus's report, in which the rows that hold control tokens are rejects too."""
+        return self.split.corpus.report | {"rejects": self.rejects.report()}
 
     def report(self) -> dict[str, int | float]:
         """What training will see, in documents, rows, tokens."""
@@ -277,11 +290,7 @@ def prepare(config: TrainConfig, split: Split, tokenizer: Any, say: Callable[[st
     return data
 
 
-def refuse_control_tokens(documents: Sequence[Document | None], split: Split, config: DataConfig) -> None:
-    """Applies the policy for bad rows to those whose text holds a control token of the tokenizer."""
-    rejects = Rejects()
+def control_token_places(documents: Sequence[Document | None], split: Split) -> list[str]:
+    """Where the rows stand whose text holds a control token of the tokenizer."""
     places = split.corpus.table["place"]
-    for index, document in enumerate(documents):
-        if document is None:
-            rejects.add("hold a control token of the tokenizer", places[index].as_py())
-    settle_rejects(rejects, len(documents), split.corpus.source, config.on_bad_row, config.max_bad_share)
+    return [places[index].as_py() for index, document in enumerate(documents) if document is None]

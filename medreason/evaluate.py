@@ -47,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> None:
         check_server(config.server)
     if "clinical_cases" in config.benchmarks and config.method is Method.likelihood:
         raise ConfigError("benchmarks=clinical_cases: its answers have no letters; set method=generate")
-    found_tasks = {name: read_task(name) for name in config.benchmarks if name not in RUN_TASKS}
+    found_tasks = {name: read_task(name, say) for name in config.benchmarks if name not in RUN_TASKS}
     own = [name for name in config.benchmarks if name in RUN_TASKS]
     split: Split | None
     if answerer.run is None:

@@ -4,10 +4,11 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 BEGAN = time.monotonic()
+NAMED = 8  # files, columns
 
 
 def say(line: str) -> None:
@@ -34,7 +35,12 @@ def quieten() -> None:
 
 def describe_corpus(report: Mapping[str, Any], left_out: Mapping[str, int]) -> list[str]:
     """What was found about the rows that a reader of the log should know; data.json of the run holds the rest."""
-    lines = [f"skipped {found['count']:,} rows: {reason}" for reason, found in report["rejects"].items()]
+    tables = [f"{name} ({rows:,} rows)" for name, rows in report["rows"].items()]
+    lines = [f"read {some_of(tables)}", *(f"not read: {line}" for line in describe_not_read(report))]
+    lines += [
+        f"skipped {found['count']:,} rows: {reason} ({named(found['places'], found['count'])})"
+        for reason, found in report["rejects"].items()
+    ]
     repeats = report.get("duplicates", {"exact": 0, "near": 0})
     if repeats["exact"] or repeats["near"]:
         lines.append(f"{repeats['exact']:,} exact and {repeats['near']:,} near duplicates")
@@ -43,6 +49,27 @@ def describe_corpus(report: Mapping[str, Any], left_out: Mapping[str, int]) -> l
             f"{found['examples']:,} examples share text with {sum(found['benchmarks'].values()):,} test questions"
         )
     return lines + [f"left out {count:,}: {reason}" for reason, count in left_out.items()]
+
+
+def describe_not_read(report: Mapping[str, Any]) -> list[str]:
+    """Lines that name the files and the columns that nothing was learned from."""
+    files = [f"{name} ({reason})" for name, reason in report["not_read"].items()]
+    alike: dict[tuple[str, ...], list[str]] = {}  # columns -> the tables in which they were left out
+    for table, columns in report["columns_not_read"].items():
+        alike.setdefault(tuple(columns), []).append(table)
+    lines = [f"columns {some_of(columns)} of {some_of(tables)}" for columns, tables in alike.items()]
+    return ([some_of(files)] if files else []) + lines[:NAMED]
+
+
+def named(places: Sequence[str], count: int) -> str:
+    """The first places of so many."""
+    return ", ".join(places) + (", ..." if count > len(places) else "")
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names on one line, the first ones of many."""
+    more = f" and {len(names) - NAMED:,} more (data.json)" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
 
 
 def describe_data(source: str, counts: dict[str, int | float]) -> str:

@@ -1,33 +1,20 @@
-"""Rows of a table -> examples, each row checked: what cannot be learned from is counted by reason, never guessed at.
+"""Rows of a table -> examples, each row checked: what cannot be learned from is counted by reason, never guessed at."""
 
-A table's layout is recognised by its columns:
-
-    Question, Complex_CoT, Response       the medical-o1 data set
-    instruction, input, output            the output may carry its reasoning between the format's marks or think tags
-    messages                              a chat of one question and one answer, system turn first if there is one
-    data.columns.question=... and so on   whatever you name
-"""
-
-import difflib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from medreason.config import Columns, ConfigError, Format, OnBadRow
-from medreason.prompts import Example, marks, parse_answer
-from medreason.sources import Row
+from medreason.layouts import BadRow, empty, layout
+from medreason.progress import named
+from medreason.prompts import Example, marks
+from medreason.tables import Row
 
-REASONING_COLUMNS = ("Question", "Complex_CoT", "Response")
 # C0 and C1 control characters but tab, line feed and carriage return; the mark of an undecodable byte
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-Reader = Callable[[Mapping[str, Any]], Example]
 SHOWN = 5  # row numbers named for each reason
-
-
-class BadRow(ValueError):
-    """A row that cannot be learned from; the message is the reason by which it is counted."""
 
 
 @dataclass
@@ -42,102 +29,42 @@ class Rejects:
         if self.counts[reason] <= SHOWN:
             self.places.setdefault(reason, []).append(place)
 
+    def report(self) -> dict[str, dict[str, Any]]:
+        """Reason -> count and the first places, the most frequent reason first."""
+        return {reason: {"count": count, "places": self.places[reason]} for reason, count in self.counts.most_common()}
+
     def summary(self) -> str:
         """One line, the most frequent reason first."""
-        parts = [f"{count} {reason} ({', '.join(self.places[reason])}{', ...' if count > SHOWN else ''})"
-                 for reason, count in self.counts.most_common()]  # fmt: skip
-        return "; ".join(parts)
+        return "; ".join(f"{count} {reason} ({named(self.places[reason], count)})"
+                         for reason, count in self.counts.most_common())  # fmt: skip
 
 
 def read_examples(
     rows: Sequence[Row], columns: Columns, style: Format, max_chars: int, source: str, rejects: Rejects
-) -> list[tuple[int, Example]]:
-    """The examples of a table with their row numbers; what fails a check goes to `rejects`.
+) -> tuple[list[tuple[int, Example]], list[str]]:
+    """The examples of a table with their row numbers, and the columns that were not read; bad rows go to `rejects`.
 
     Raises ConfigError for columns that are not recognised.
     """
-    names = list(dict.fromkeys(name for _, cells in rows if isinstance(cells, dict) for name in cells))
-    read = layout(names, columns, style, source)
+    names: dict[str, bool] = {}  # column -> whether any row has something there
+    for _, cells in rows:
+        if isinstance(cells, dict):
+            for name, value in cells.items():
+                if not names.get(name):
+                    names[name] = not empty(value)
+    filled = {name for name, any_filled in names.items() if any_filled}
+    way = layout(list(names), filled, columns, style, source)
     examples = []
     for number, cells in rows:
         try:
             if isinstance(cells, str):
                 raise BadRow(cells)
-            example = read(cells)
+            example = way.read(cells)
             check_example(example, style, max_chars)
             examples.append((number, example))
         except BadRow as reason:
             rejects.add(str(reason), f"{source}:{number}")
-    return examples
-
-
-def layout(names: Sequence[str], columns: Columns, style: Format, source: str) -> Reader:
-    """How a table with these columns is read. Raises ConfigError for one that is not recognised."""
-    for key in ("question", "reasoning", "answer"):
-        wanted = getattr(columns, key)
-        if wanted is not None and wanted not in names:
-            near = difflib.get_close_matches(wanted, names, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"columns: {', '.join(names)}"
-            raise ConfigError(f"data.columns.{key}={wanted}: {source} has no such column ({hint})")
-    question, reasoning, answer = (
-        getattr(columns, key) or default
-        for key, default in zip(("question", "reasoning", "answer"), REASONING_COLUMNS, strict=True)
-    )
-    if question in names and answer in names:
-        if reasoning in names:
-            return lambda cells: Example(*(cell(cells, name) for name in (question, reasoning, answer)))
-        if columns.question or columns.answer:  # named by the user: a table without reasoning is meant
-            return lambda cells: with_reasoning(cell(cells, question), cell(cells, answer), style)
-    if {"instruction", "output"} <= set(names):
-        return lambda cells: from_instruction(cells, style)
-    if "messages" in names:
-        return lambda cells: from_messages(cells, style)
-    raise ConfigError(
-        f"data.path={source}: columns {', '.join(names) or '(none)'}; needed: {', '.join(REASONING_COLUMNS)}, or "
-        "instruction, input, output, or messages, or name yours with data.columns.question=NAME and so on"
-    )
-
-
-def cell(cells: Mapping[str, Any], name: str) -> str:
-    """A text without surrounding space. Raises BadRow for anything else."""
-    value = cells.get(name)
-    if value is None:
-        raise BadRow(f"no {name}")
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is {type(value).__name__}, not text")
-    value = value.strip()
-    if not value:
-        raise BadRow(f"empty {name}")
-    return value
-
-
-def from_instruction(cells: Mapping[str, Any], style: Format) -> Example:
-    """What is asked is instruction and, where there is one, input; what is written is the output."""
-    asked = cell(cells, "instruction")
-    if cells.get("input") not in (None, ""):
-        asked += "\n\n" + cell(cells, "input")
-    return with_reasoning(asked, cell(cells, "output"), style)
-
-
-def from_messages(cells: Mapping[str, Any], style: Format) -> Example:
-    """A chat: a system turn stands before the question. Raises BadRow for more than one question and answer."""
-    turns = cells.get("messages")
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise BadRow("messages is not a list of turns")
-    roles = [turn.get("role") for turn in turns]
-    if roles not in (["user", "assistant"], ["system", "user", "assistant"]):
-        raise BadRow("messages are not one question and one answer")
-    *asked, written = [cell(turn, "content") for turn in turns]
-    return with_reasoning("\n\n".join(asked), written, style)
-
-
-def with_reasoning(question: str, written: str, style: Format) -> Example:
-    """Finds the reasoning in a written answer, between the format's marks or in think tags."""
-    for form in dict.fromkeys((style, Format.think)):
-        parsed = parse_answer(written, form)
-        if parsed.reasoning:
-            return Example(question, parsed.reasoning, parsed.answer)
-    return Example(question, "", written)
+    return examples, sorted(way.unread)
 
 
 def check_example(example: Example, style: Format, max_chars: int) -> None:

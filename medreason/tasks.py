@@ -4,10 +4,12 @@ A file (JSONL, JSON, Parquet, CSV) or a folder of them holds rows of this form, 
 
     id         optional; a row without one is known by its number
     question   text
-    options    letter -> text, two to ten from A on (in CSV: as JSON)
-    answer     the right option's letter
+    options    letter -> text, two to ten from A on, or a list of texts (in CSV: as JSON); also called choices
+    answer     the right option's letter, or its index from 0
     subject    optional; without it what follows the slash in `source` (MMLU test/anatomy)
     context    optional; text that the question is about, such as an abstract
+
+Names of columns are read in any case. MedMCQA's own columns (opa, opb, opc, opd, cop) are read too.
 """
 
 import difflib
@@ -22,7 +24,11 @@ from string import ascii_uppercase
 from typing import Any
 
 from medreason.config import ConfigError
-from medreason.sources import SUFFIXES, Row, files_of, read_file, read_hub
+from medreason.folders import list_tables, table_kind, table_name, to_ask
+from medreason.progress import some_of
+from medreason.sources import read_file, read_hub
+from medreason.tables import Row
+from medreason.wording import folded
 
 SETTING = "benchmarks"  # the setting that an error names
 MOST_OPTIONS = 10
@@ -66,7 +72,7 @@ class BadQuestion(ValueError):
     """What is wrong with a row, without its place."""
 
 
-def read_task(name_or_path: str) -> Task:
+def read_task(name_or_path: str, say: Callable[[str], None] = lambda line: None) -> Task:
     """The benchmark of this name (see HUB), or of a local file or folder.
 
     Raises ConfigError, one line, for an unknown name, what cannot be read, and a row that cannot be asked or scored.
@@ -74,12 +80,15 @@ def read_task(name_or_path: str) -> Task:
     if name_or_path in HUB:
         return make_task(name_or_path, hub_questions(name_or_path))
     path = Path(name_or_path)
-    if not name_or_path or not (path.exists() or path.suffix.lower() in SUFFIXES):
+    if not name_or_path or not (path.exists() or table_kind(path) is not None):
         near = difflib.get_close_matches(name_or_path.lower(), HUB, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(HUB)}"
         raise ConfigError(f"{SETTING}={name_or_path}: no such benchmark or file ({hint})")
-    rows = ((str(file), row) for file in files_of(name_or_path, SETTING) for row in read_file(file, SETTING))
-    return make_task(path.stem, (each for place, row in rows if (each := placed(place, row, from_row))))
+    listing = list_tables(name_or_path, SETTING, to_ask)
+    if skipped := [f"{name} ({reason})" for name, reason in listing.skipped.items()]:
+        say(f"{SETTING}={name_or_path}: not read: {some_of(skipped)}")
+    rows = ((str(file), row) for file in listing.read for row in read_file(file, SETTING))
+    return make_task(table_name(path), (each for place, row in rows if (each := placed(place, row, from_row))))
 
 
 def hub_questions(name: str) -> Iterable[tuple[str, Question]]:
@@ -137,25 +146,36 @@ def make_task(name: str, found: Iterable[tuple[str, Question]], kind: Kind = Kin
 
 def from_row(number: int, cells: Mapping[str, Any]) -> Question:
     """A question in this project's own form (see above). Raises BadQuestion for a missing or unusable cell."""
-    options = needed(cells, "options")
+    cells = {folded(name): value for name, value in cells.items()}
+    if "options" not in cells and {"opa", "cop"} <= set(cells):
+        return replace(from_medmcqa(number, cells), id=identity_of(number, cells))
+    options = needed(cells, "choices" if "options" not in cells and "choices" in cells else "options")
     if isinstance(options, str):
         try:
             options = json.loads(options)
         except ValueError:
             options = None
+    if isinstance(options, list):
+        options = lettered(options)
     if not isinstance(options, Mapping):
         raise BadQuestion('`options` is not of the form {"A": TEXT, "B": TEXT}')
     source = str(cells.get("source") or "")
-    identity = cells.get("id")
+    index = isinstance(cells.get("answer"), int)
     return Question(
-        str(number if identity in (None, "") else identity),
+        identity_of(number, cells),
         text(cells, "question"),
         # Parquet gives every row the letters of the longest
         {str(letter): str(option).strip() for letter, option in sorted(options.items()) if option is not None},
-        text(cells, "answer"),
+        letter_of(cells, "answer") if index else text(cells, "answer"),
         str(cells.get("subject") or (source.partition("/")[2])).strip(),
         str(cells.get("context") or "").strip(),
     )
+
+
+def identity_of(number: int, cells: Mapping[str, Any]) -> str:
+    """A row's own id, or its number."""
+    identity = cells.get("id")
+    return str(number if identity in (None, "") else identity)
 
 
 def needed(cells: Mapping[str, Any], column: str) -> Any:
@@ -179,7 +199,9 @@ def lettered(options: Sequence[Any]) -> dict[str, str]:
 def letter_of(cells: Mapping[str, Any], column: str) -> str:
     """The letter of an option's index, from 0. Raises BadQuestion for anything else (-1: the key is not published)."""
     index = needed(cells, column)
-    if not isinstance(index, int) or not 0 <= index < MOST_OPTIONS:
+    if isinstance(index, str) and index.isdecimal():  # CSV knows no numbers
+        index = int(index)
+    if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < MOST_OPTIONS:
         raise BadQuestion(f"`{column}` is {index!r}, not an option's index")
     return ascii_uppercase[index]
 

@@ -95,7 +95,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
     began = time.monotonic()
     if first_process():
         save_config(config, run)
-        write_json(run / "data.json", split.corpus.report)
+        write_json(run / "data.json", data.corpus_report())
         write_json(run / "run.json", record)
     import lightning as L
 

@@ -9,6 +9,7 @@ from conftest import composed, data_config, write_rows
 from medreason import clinical_cases
 from medreason.config import ConfigError
 from medreason.corpus import Split, read_corpus, read_split
+from medreason.progress import describe_corpus
 from medreason.prompts import Example
 
 
@@ -42,6 +43,40 @@ def test_a_corpus_holds_every_example_with_its_place(tmp_path: Path) -> None:
     assert corpus.table["place"].to_pylist() == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1", "b.jsonl:2"]
     assert corpus.report["rows"] == {"a.jsonl": 3, "b.jsonl": 2}
     assert corpus.report["rejects"] == {}
+
+
+def test_what_is_not_read_is_reported_and_a_skipped_file_changes_no_corpus(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    row = {"Question": "q?", "Complex_CoT": "c", "Response": "a", "notes": "n"}
+    for name in ("train.jsonl", "test.jsonl", "._train.jsonl", ".ipynb_checkpoints/train-checkpoint.jsonl"):
+        (folder / name).write_text(json.dumps(row) + "\n")
+    (tmp_path / "quiz").mkdir()
+    for name in ("train.jsonl", "dev.jsonl"):
+        (tmp_path / "quiz" / name).write_text(json.dumps({"question": name}) + "\n")
+    config = data_config(folder, f"benchmarks=[{tmp_path / 'quiz'}]")
+    corpus = read_corpus(config)
+    assert corpus.report["rows"] == {"train.jsonl": 1}
+    assert corpus.report["columns_not_read"] == {"train.jsonl": ["notes"]}
+    assert corpus.report["not_read"] == {
+        "._train.jsonl": "hidden",
+        ".ipynb_checkpoints/": "hidden",
+        "test.jsonl": "the split test",
+        f"{tmp_path / 'quiz'}/train.jsonl": "the split train",
+    }
+    assert corpus.report["contamination"]["benchmarks"] == {"dev": 1}
+    lines = describe_corpus(corpus.report, {})
+    assert lines[0] == "read train.jsonl (1 rows)"
+    assert "test.jsonl (the split test)" in lines[1] and lines[2] == "not read: columns notes of train.jsonl"
+    (folder / "README.md").write_text("more")
+    again = read_corpus(config)
+    assert again.key == corpus.key and again.report["not_read"]["README.md"] == "not a table"
+
+
+def test_rows_with_a_reason_are_named_on_screen(tmp_path: Path) -> None:
+    path = rows(tmp_path / "rows.jsonl", [*made(9), Example("q", "", "a")])
+    report = read_corpus(data_config(path, "on_bad_row=skip", "max_bad_share=0.1")).report
+    assert "skipped 1 rows: empty Complex_CoT (rows.jsonl:10)" in describe_corpus(report, {})
 
 
 def test_an_examples_side_depends_on_its_question_and_the_seed_alone(tmp_path: Path) -> None:
@@ -190,3 +225,28 @@ def test_more_cases_than_a_kind_holds_are_refused_in_one_line(monkeypatch: pytes
     config: Any = composed("data=clinical_cases", "data.cases=5", "data.case_kinds=[kidney_stage]").data
     with pytest.raises(ConfigError, match=r"data\.cases=5: only 1 distinct cases could be made"):
         read_split(config)
+
+
+def test_a_system_text_that_all_rows_share_does_not_make_their_questions_alike(
+    tmp_path: Path,
+) -> None:
+    path, test = tmp_path / "rows.jsonl", tmp_path / "quiz.jsonl"
+    system = "You are a careful physician who answers every question of a colleague briefly and with all due care."
+    asked = [f"Which vitamin prevents disease {example.question.split()[0]}?" for example in made(40)]
+    path.write_text("\n".join(json.dumps({"system": system, "instruction": "Answer.", "input": question, "output": "a"})
+                              for question in asked))  # fmt: skip
+    test.write_text(json.dumps({"question": asked[3]}) + "\n")
+    split = read_split(data_config(path, "validation_share=0.4", f"benchmarks=[{test}]"))
+    assert split.corpus.example(3) == Example(f"{system}\n\nAnswer.\n\n{asked[3]}", "", "a")
+    assert split.corpus.report["duplicates"]["near"] == 0
+    assert [match["example"] for match in split.corpus.report["contamination"]["matches"]] == ["rows.jsonl:4"]
+    assert len(split.validation) > 8 and len(split.train) > 15
+
+
+def test_the_same_question_of_two_contexts_is_not_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    cells = [{"context": f"{context.question} {context.answer}", "question": question, "answer": "yes"}
+             for context in made(20) for question in ("Is it benign?", "Is it common?")]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, cells)))
+    report = read_split(data_config(path, "validation_share=0.4")).corpus.report
+    assert report["duplicates"]["exact"] == 0

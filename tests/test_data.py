@@ -14,11 +14,19 @@ def shown(tmp_path_factory: pytest.TempPathFactory, cases: list[Example]) -> tup
     """A run of the command over rows with something of everything."""
     folder = tmp_path_factory.mktemp("data")
     stem = "A patient on the ward has sudden painless loss of vision after cataract surgery; what is the diagnosis?"
-    rows = [*cases, cases[0], Example("q", "", "a"), Example(f"Tell me: {stem}", "[bold]r", "a")]
-    write_rows(folder / "rows.jsonl", rows)
+    rows = [
+        *cases,
+        cases[0],
+        Example("q", "", "a"),
+        Example(f"Tell me: {stem}", "[bold]r", "a"),
+        Example("</s>", "r", "a"),
+    ]
+    (folder / "rows").mkdir()
+    write_rows(folder / "rows" / "rows.jsonl", rows)
+    write_rows(folder / "rows" / "dev.jsonl", cases[:3])
     (folder / "test.jsonl").write_text(json.dumps({"id": "t-1", "question": stem}))
     said = run_command(
-        "data", "model=tiny", "data=local", f"data.path={folder / 'rows.jsonl'}", "data.row_tokens=1024",
+        "data", "model=tiny", "data=local", f"data.path={folder / 'rows'}", "data.row_tokens=1024",
         "data.on_bad_row=skip", "data.max_bad_share=0.1", f"data.benchmarks=[{folder / 'test.jsonl'}]",
         "data.near_duplicate=1", "data.validation_share=0.2", f"hydra.run.dir={folder / 'run'}",
         "trainer.rows_per_batch=2", "trainer.accumulate=1", env={**os.environ, "COLUMNS": "160"},
@@ -30,7 +38,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory, cases: list[Example]) -> tup
 @pytest.mark.parametrize(
     "line",
     [
-        "rows.jsonl │ 63",
+        "rows.jsonl │ 64",
+        "not read  dev.jsonl (the split validation)",
+        "rejected  1 hold a control token of the tokenizer  rows.jsonl:64",
         "rejected  1 empty Complex_CoT  rows.jsonl:62",
         "duplicates  1 with the same question and answer as an earlier one  rows.jsonl:61 = rows.jsonl:1",
         "contamination  1 examples share text with a question of test (1)",
@@ -49,8 +59,10 @@ def test_the_command_shows_what_training_will_see(shown: tuple[Path, str], line:
 def test_what_is_shown_is_kept(shown: tuple[Path, str]) -> None:
     run, _ = shown
     report = json.loads((run / "data.json").read_text())
-    assert report["rows"] == {"rows.jsonl": 63}
+    assert report["rows"] == {"rows.jsonl": 64}
+    assert report["not_read"] == {"dev.jsonl": "the split validation"}
     assert report["rejects"]["empty Complex_CoT"] == {"count": 1, "places": ["rows.jsonl:62"]}
+    assert report["rejects"]["hold a control token of the tokenizer"] == {"count": 1, "places": ["rows.jsonl:64"]}
     assert report["contamination"]["matches"][0]["id"] == "t-1"
     assert report["packing"]["steps_per_epoch"] == -(-report["packing"]["train_rows"] // 2)
     page = (run / "rows.html").read_text()

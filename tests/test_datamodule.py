@@ -172,8 +172,24 @@ def test_a_row_with_a_control_token_in_its_text_is_a_bad_row(
         ConfigError, match=r"2 of 62 .*2 hold a control token of the tokenizer .rows.jsonl:61, rows.jso"
     ):
         module(path, tokenizer)
-    report = module(path, tokenizer, "on_bad_row=skip", "max_bad_share=0.05").report()
-    assert report["dropped_documents"] == 2
+    said: list[str] = []
+    data = module(path, tokenizer, "on_bad_row=skip", "max_bad_share=0.05", say=said.append)
+    assert data.report()["dropped_documents"] == 2
+    reason = "hold a control token of the tokenizer"
+    assert data.corpus_report()["rejects"] == {reason: {"count": 2, "places": ["rows.jsonl:61", "rows.jsonl:62"]}}
+    assert f"skipped 2 rows: {reason} (rows.jsonl:61, rows.jsonl:62)" in said
+
+
+def test_the_share_of_bad_rows_is_one_over_all_reasons_together(
+    tokenizer: Any, tmp_path: Path, cases: list[Example]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [*cases[:18], Example("q", "", "a"), Example("What does </s> mean?", "r", "a")])
+    with pytest.raises(ConfigError, match=r"2 of 20 rows .*: 1 empty Complex_CoT .*; 1 hold a control token") as caught:
+        module(path, tokenizer, "on_bad_row=skip", "max_bad_share=0.05")
+    assert "more than data.max_bad_share=0.05" in str(caught.value)
+    data = module(path, tokenizer, "on_bad_row=skip", "max_bad_share=0.1")
+    assert [found["count"] for found in data.corpus_report()["rejects"].values()] == [1, 1]
 
 
 def test_rows_that_a_weight_repeats_are_seen_so_often(tokenizer: Any, rows_file: Path) -> None:

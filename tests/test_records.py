@@ -14,7 +14,8 @@ def read(
 ) -> tuple[list[Example], Rejects]:
     rejects = Rejects()
     numbered = list(enumerate(rows, 1))
-    return [e for _, e in read_examples(numbered, columns, style, max_chars, "f.jsonl", rejects)], rejects
+    examples, _ = read_examples(numbered, columns, style, max_chars, "f.jsonl", rejects)
+    return [example for _, example in examples], rejects
 
 
 def row(**changes: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 
 from medreason.config import ConfigError
-from medreason.sources import content_digest, files_of, is_local, pinned_revision, read_file, read_hub
+from medreason.folders import files_of
+from medreason.sources import content_digest, is_local, pinned_revision, read_file, read_hub
 
 ROWS = [{"Question": f"q{n}?", "Complex_CoT": f"because {n}", "Response": f"a{n}"} for n in range(3)]
 NUMBERED = list(enumerate(ROWS, 1))

@@ -102,7 +102,9 @@ def test_an_unknown_name_brings_all_and_a_missing_file_says_so(tmp_path: Path) -
         ({"id": 1, "question": "q", "answer": "A"}, "no `options`"),
         ({"id": 1, "question": "q", "options": {"A": "x", "B": "y"}}, "no `answer`"),
         (row(question=" "), "`question` is empty"),
-        (row(answer=1), "`answer` is not text"),
+        (row(answer=2), "answer 'C' is not among the options A, B"),
+        (row(answer=True), "`answer` is True, not an option's index"),
+        (row(answer=["B"]), "`answer` is not text"),
         (row(answer="C"), "answer 'C' is not among the options A, B"),
         (row(answer="b"), "answer 'b' is not among the options A, B"),
         (row(options={"A": "x"}), "1 options; needed: 2 to 10"),
@@ -112,7 +114,7 @@ def test_an_unknown_name_brings_all_and_a_missing_file_says_so(tmp_path: Path) -
         (row(question="caf\udce9"), "bytes that are not UTF-8"),
         (row(options={"A": "x", "B": " "}), "option B is empty"),
         (row(options="x"), "`options` is not of the form"),
-        (row(options=["x", "y"]), "`options` is not of the form"),
+        (row(options=["x", ""]), "option B is empty"),
         ("{broken", "not JSON"),
         ("[1]", "not an object"),
     ],
@@ -120,6 +122,28 @@ def test_an_unknown_name_brings_all_and_a_missing_file_says_so(tmp_path: Path) -
 def test_a_row_that_cannot_be_asked_is_named_by_its_number(tmp_path: Path, bad: Any, reason: str) -> None:
     path = written(tmp_path / "f.jsonl", row(id="good"), bad)
     assert refusal(path).startswith(f"benchmarks={path}: row 2: {reason}")
+
+
+def test_names_in_any_case_lists_of_options_and_medmcqas_own_columns_are_read(tmp_path: Path) -> None:
+    asked = Question("q1", "Which?", {"A": "Iron", "B": "Zinc"}, "B", "", "")
+    for cells in (
+        {"ID": "q1", "Question": "Which?", "Options": ["Iron", "Zinc"], "Answer": "B"},
+        {"id": "q1", "question": "Which?", "choices": ["Iron", "Zinc"], "answer": 1},
+    ):
+        assert read_task(written(tmp_path / "f.jsonl", cells)).questions == (asked,)
+    (tmp_path / "f.csv").write_text("Question,opa,opb,opc,opd,cop\nWhich?,Iron,Zinc,Tin,Lead,1\n")
+    (found,) = read_task(str(tmp_path / "f.csv")).questions
+    assert found == replace(asked, id="1", options={"A": "Iron", "B": "Zinc", "C": "Tin", "D": "Lead"})
+
+
+def test_of_a_folder_the_held_out_questions_are_asked_and_the_rest_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "quiz"
+    folder.mkdir()
+    for name, number in (("train.jsonl", 1), ("test.jsonl", 2), ("._test.jsonl", 3)):
+        written(folder / name, row(id=number))
+    said: list[str] = []
+    assert [question.id for question in read_task(str(folder), said.append).questions] == ["2"]
+    assert said == [f"benchmarks={folder}: not read: ._test.jsonl (hidden), train.jsonl (the split train)"]
 
 
 def test_two_rows_with_one_id_are_refused(tmp_path: Path) -> None:
