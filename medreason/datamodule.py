@@ -164,8 +164,10 @@ class PackedLoader:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on at a saved position. Raises ResumeMismatch where it was one in other data or other batches."""
         for name, value in self.meaning().items():
-            if state[name] != value:
+            if state.get(name, value) != value:  # a new name is in no old checkpoint
                 raise ResumeMismatch(f"{name} was {state[name]} when it was saved, and is {value} here")
+        if state["next_batch"] % self.accumulate and state["next_batch"] < len(self):
+            raise ResumeMismatch("it was saved in the middle of an optimizer step, and holds no gradients")
         self.epoch, self.next_batch = state["epoch"], state["next_batch"]
 
     def meaning(self) -> dict[str, Any]:
@@ -174,6 +176,7 @@ class PackedLoader:
             "data": self.fingerprint,
             "rows": len(self.rows),
             "rows in a batch": self.rows_per_batch * self.processes,
+            "batches in a step": self.accumulate,
             "order's seed": self.seed,
         }
 

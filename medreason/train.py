@@ -217,7 +217,7 @@ def fit(
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=accumulate,
-        val_check_interval=config.trainer.validate_every_steps * accumulate,
+        val_check_interval=1,  # callbacks.Validations says when
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=0,  # StepMetrics does it
@@ -230,6 +230,7 @@ def fit(
             *checkpoints(
                 run / "checkpoints",
                 monitor=config.monitor,
+                validate_every_steps=config.trainer.validate_every_steps,
                 every_steps=config.trainer.checkpoint_every_steps,
                 total_steps=total_steps,
             ),
