@@ -167,12 +167,17 @@ def load_model(
     return adapted
 
 
-def context_tokens(model: ModelConfig) -> int:
-    """How long a text a model is loaded for that answers."""
+def positions(model: ModelConfig) -> int:
+    """Tokens that a model tells apart by their place: it was made for no longer text."""
     from transformers import AutoConfig
 
     settings: Any = AutoConfig.from_pretrained(local_path(model), revision=model.revision)
-    return min(int(settings.max_position_embeddings), LONGEST_CONTEXT)
+    return int(settings.get_text_config().max_position_embeddings)
+
+
+def context_tokens(model: ModelConfig) -> int:
+    """How long a text a model is loaded for that answers."""
+    return min(positions(model), LONGEST_CONTEXT)
 
 
 def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
@@ -205,9 +210,23 @@ def checkpointing(recompute: Recompute) -> bool | str:
     return words[recompute]  # plan_memory settles auto; TrainConfig refuses the others
 
 
+def check_lora(model: ModelConfig, lora: LoraConfig) -> None:
+    """Raises ConfigError for a target that no layer of the model is named after, before its weights are loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.from_pretrained(local_path(model), revision=model.revision)
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(settings)
+    except Exception:  # a model that transformers cannot make alone: load_model looks at the loaded one
+        return
+    check_targets(empty, lora.target_modules)
+
+
 def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
-    """Raises ConfigError for a target that no layer of the model is named after."""
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
+    """Raises ConfigError for a target that no linear of a decoder layer is named after."""
+    inner = [name for name, module in model.named_modules() if hasattr(module, "in_features") and ".layers." in name]
+    names = {name.rpartition(".")[2] for name in inner}
     for target in target_modules:
         if target not in names:
             raise ConfigError(f"lora.target_modules: the model has no {target!r}; it has {', '.join(sorted(names))}")

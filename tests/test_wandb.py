@@ -58,12 +58,12 @@ def test_a_failed_run_is_recorded_as_failed_with_its_reason(tmp_path: Path, rows
     assert read_offline_run(run).exit_code == 1
 
 
-def test_a_mistake_found_after_the_import_is_on_record_too(tmp_path: Path, rows_file: Path) -> None:
+def test_a_mistake_found_before_the_weights_are_loaded_leaves_nothing(tmp_path: Path, rows_file: Path) -> None:
     run = tmp_path / "run"
     said = run_train(*tiny_run(run, rows_file, "lora.target_modules=[query]"))
     assert said.returncode == 2
     assert "lora.target_modules: the model has no 'query'" in said.stderr.splitlines()[-1]
-    assert json.loads((run / "run.json").read_text())["status"].startswith("failed: ConfigError: lora.target_modules")
+    assert "loading embedded:tiny" not in said.stdout and not run.exists()
 
 
 @pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com"])
