@@ -17,6 +17,7 @@ from medreason.memory import GIB, Need, choose, describe, lora_weights, seconds
 from medreason.preflight import EMBEDDED
 from medreason.progress import say
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE
+from medreason.shared_cpu import share_cpu
 
 if TYPE_CHECKING:  # datamodule imports Lightning, and with it transformers: that must come after Unsloth
     from medreason.datamodule import PackedBatch
@@ -122,6 +123,7 @@ def load_model(
 
     Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
     """
+    share_cpu()
     if model.precision.compiled:
         from medreason.compiled import load_compiled
 
