@@ -37,7 +37,11 @@ def test_scores_of_an_evaluation_stand_in_the_summary_of_the_run_that_was_evalua
     tmp_path: Path, rows_file: Path
 ) -> None:
     run = tmp_path / "run"
-    said = run_train(*tiny_run(run, rows_file, "logger=wandb", "trainer.max_steps=1", "trainer.answer_questions=0"))
+    said = run_train(
+        *tiny_run(
+            run, rows_file, "logger=wandb", "trainer.max_steps=1", "optim.warmup_steps=0", "trainer.answer_questions=0"
+        )
+    )
     assert said.returncode == 0, said.stderr[-3000:]
     trained = read_offline_run(run).id
     shutil.rmtree(run / "wandb")  # the reader takes the one run that is there
