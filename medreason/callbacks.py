@@ -3,6 +3,7 @@
 import math
 import random
 import resource
+import shutil
 import signal
 import time
 from contextlib import suppress
@@ -19,7 +20,7 @@ from torch import Tensor
 from medreason.config import RunFailed
 from medreason.datamodule import PackedBatch
 from medreason.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
-from medreason.progress import say
+from medreason.progress import first_process, say
 
 Mark = float | torch.cuda.Event  # a moment: of the host's clock in seconds, or of the GPU's work
 
@@ -238,6 +239,38 @@ def peak_memory_gib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
+class Validations(Callback):
+    """Has Lightning validate after every so many optimizer steps, and after the last one.
+
+    Lightning itself counts batches. Where an epoch ends in the middle of accumulation, its last step has fewer of them;
+    from then on that count would fall into the middle of steps, and a checkpoint saved there cannot be resumed, for it
+    has no gradients in it.
+    """
+
+    def __init__(self, every_steps: int, total_steps: int) -> None:
+        self.every_steps, self.total_steps, self.step = every_steps, total_steps, -1
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.step = trainer.global_step
+        # a checkpoint saved after a validation: Lightning has to be told that there was one, whatever is set now
+        self.settle(trainer, due=trainer.fit_loop.epoch_loop.restarted_on_last)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        ended, self.step = trainer.global_step != self.step, trainer.global_step
+        self.settle(trainer, due=ended and (self.step % self.every_steps == 0 or at_the_end(trainer, self.total_steps)))
+
+    def settle(self, trainer: L.Trainer, due: bool) -> None:
+        """Whether Lightning validates after this batch: it does where `val_check_batch` divides the batches so far."""
+        batches = trainer.fit_loop.total_batch_idx + 1
+        trainer.val_check_batch = batches if due else batches + 1
+
+
+def at_the_end(trainer: L.Trainer, total_steps: int) -> bool:
+    """Whether no batch follows: all steps are made, or the last epoch is over and the scaler skipped some of them."""
+    over = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+    return trainer.global_step == total_steps or over
+
+
 class LastCheckpoint(Checkpoint):
     """Saves `path` every so many optimizer steps, at the last one, and when the process is asked to stop.
 
@@ -285,7 +318,7 @@ class LastCheckpoint(Checkpoint):
     def save(self, trainer: L.Trainer) -> None:
         # all processes stop at the same step, whichever of them was asked
         self.stop = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
-        if self.stop or self.step % self.every_steps == 0 or self.step == self.total_steps:
+        if self.stop or self.step % self.every_steps == 0 or at_the_end(trainer, self.total_steps):
             trainer.save_checkpoint(self.path)
 
     def teardown(self, *_: Any, **__: Any) -> None:
@@ -294,16 +327,43 @@ class LastCheckpoint(Checkpoint):
         self.handlers = {}
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Saves `best.ckpt` by the monitored metric. A run that is resumed in another directory takes it along."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lightning would forget what was best before, and call the best one since then the best."""
+        earlier, own = Path(state_dict["best_model_path"]), Path(str(self.dirpath)) / "best.ckpt"
+        if earlier.is_file() and earlier != own and self.score_in(earlier) == state_dict["best_model_score"]:
+            if first_process():
+                own.parent.mkdir(parents=True, exist_ok=True)
+                draft = own.with_name(".best.ckpt.draft")
+                shutil.copyfile(earlier, draft)
+                draft.replace(own)
+            paths = {"best_model_path": str(own), "kth_best_model_path": str(own), "dirpath": self.dirpath}
+            state_dict = state_dict | paths | {"best_k_models": {str(own): state_dict["best_model_score"]}}
+        super().load_state_dict(state_dict)
+
+    def score_in(self, path: Path) -> Any:
+        """The score of a best checkpoint, which a later one may have taken the place of; None where it has none."""
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return saved["callbacks"][self.state_key]["best_model_score"]
+        except Exception:  # a cut or foreign file fails in many ways
+            return None
+
+
 class Stopped(Exception):
     """Training was asked to stop, and has saved its last checkpoint."""
 
 
-def checkpoints(folder: Path, *, monitor: str, every_steps: int, total_steps: int) -> list[Callback]:
-    """Two files: `best.ckpt` by the monitored metric, `last.ckpt` to resume from, which knows of the best one.
+def checkpoints(
+    folder: Path, *, monitor: str, validate_every_steps: int, every_steps: int, total_steps: int
+) -> list[Callback]:
+    """When to validate, and two files: `best.ckpt` by the monitored metric, `last.ckpt`, which knows of the best one.
 
     Lightning writes a checkpoint beside its name and renames it, so a kill at any moment leaves the one before.
     """
-    best = ModelCheckpoint(
+    best = BestCheckpoint(
         folder,
         "best",
         monitor=monitor,
@@ -311,4 +371,5 @@ def checkpoints(folder: Path, *, monitor: str, every_steps: int, total_steps: in
         enable_version_counter=False,
         auto_insert_metric_name=False,
     )
-    return [RandomStates(), best, LastCheckpoint(folder / "last.ckpt", every_steps, total_steps)]
+    last = LastCheckpoint(folder / "last.ckpt", every_steps, total_steps)
+    return [Validations(validate_every_steps, total_steps), RandomStates(), best, last]

@@ -195,7 +195,7 @@ class LoraConfig:
     r: int  # rank of the update
     alpha: Any  # a number, or 2r: twice the rank; the update is scaled by alpha/r, with rslora by alpha/sqrt(r)
     dropout: float  # probability, on the input of A
-    target_modules: list[str]
+    target_modules: Any  # names of linear layers, or all-linear: those of every decoder layer, the head left out
     rslora: bool
     dora: bool
 
@@ -207,7 +207,19 @@ class LoraConfig:
         self.alpha = float(number[1]) * (self.r if number[2] else 1)
         check(self.alpha > 0, "lora.alpha", "be positive", self.alpha)
         check(0 <= self.dropout < 1, "lora.dropout", "be in [0, 1)", self.dropout)
-        check(bool(self.target_modules), "lora.target_modules", "name at least one linear layer", [])
+        self.target_modules = linears(self.target_modules)
+
+
+def linears(targets: Any) -> list[str]:
+    """The linear layers that lora.target_modules names, each once. Raises ConfigError for what is no list of names."""
+    given = [targets] if isinstance(targets, str) else targets
+    names = isinstance(given, list) and all(isinstance(one, str) and one.strip() for one in given)
+    check(names and bool(given), "lora.target_modules", "name linear layers, or be all-linear", targets)
+    whole = [one for one in given if one.rpartition(".")[2] in ENDS]
+    rule = "be of a decoder layer's linears: embeddings and head would be trained whole, and no estimate counts them"
+    check(not whole, "lora.target_modules", rule, whole)
+    found = [name for one in given for name in (DECODER_LINEARS if one == ALL_LINEAR else (one,))]
+    return list(dict.fromkeys(found))
 
 
 @dataclass
@@ -354,6 +366,8 @@ class LoggerConfig:
     tags: list[str]
 
 
+ALL_LINEAR = "all-linear"  # PEFT's word
+ENDS = ("lm_head", "embed_tokens")
 DECODER_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # Llama's and Mistral's
 MONITORED = ("val/loss", "train/loss")  # what the Finetuner logs and a checkpoint can be picked by
 

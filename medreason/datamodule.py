@@ -3,6 +3,7 @@
 Split --documents--> tokens --fit, packing--> rows --PackedLoader--> PackedBatch
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from torch import Tensor
 from medreason.config import DataConfig, Packing, TrainConfig
 from medreason.corpus import Split
 from medreason.documents import Document, fit, read_documents
+from medreason.model import positions
 from medreason.packing import Rows, pack
 from medreason.progress import named
 from medreason.records import SHOWN, settle_rejects
@@ -161,21 +163,29 @@ class PackedLoader:
         return sum(self.documents[member].targets for row in rows for member in self.rows[row])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "next_batch": self.next_batch} | self.meaning()
+        return {"epoch": self.epoch, "next_batch": self.next_batch} | self.meaning(self.processes)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on at a saved position. Raises ResumeMismatch where it was one in other data or other batches."""
-        for name, value in self.meaning().items():
-            if state[name] != value:
-                raise ResumeMismatch(f"{name} was {state[name]} when it was saved, and is {value} here")
+        self.check(state, self.processes)
         self.epoch, self.next_batch = state["epoch"], state["next_batch"]
 
-    def meaning(self) -> dict[str, Any]:
+    def check(self, state: dict[str, Any], processes: int) -> None:
+        """Raises ResumeMismatch where a saved position means nothing to so many processes on this data."""
+        for name, value in self.meaning(processes).items():
+            if state.get(name, value) != value:  # a new name is in no old checkpoint
+                raise ResumeMismatch(f"{name} was {state[name]} when it was saved, and is {value} here")
+        batches = -(-len(self.rows) // (self.rows_per_batch * processes))
+        if state["next_batch"] % self.accumulate and state["next_batch"] < batches:
+            raise ResumeMismatch("it was saved in the middle of an optimizer step, and holds no gradients")
+
+    def meaning(self, processes: int) -> dict[str, Any]:
         """What must be the same for a position to mean the same."""
         return {
             "data": self.fingerprint,
             "rows": len(self.rows),
-            "rows in a batch": self.rows_per_batch * self.processes,
+            "rows in a batch": self.rows_per_batch * processes,
+            "batches in a step": self.accumulate,
             "order's seed": self.seed,
         }
 
@@ -197,11 +207,13 @@ class MedicalReasoningData(L.LightningDataModule):
         *,
         rows_per_batch: int = 1,
         accumulate: int = 1,
+        positions: int = sys.maxsize,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
+        """`positions` are the model's: no document may be longer."""
         super().__init__()
         self.config, self.split, self.tokenizer, self.say = config, split, tokenizer, say
-        self.rows_per_batch, self.accumulate = rows_per_batch, accumulate
+        self.rows_per_batch, self.accumulate, self.positions = rows_per_batch, accumulate, positions
         self.loaders: dict[str, PackedLoader] = {}
         self.dropped = 0
         self.rejects = split.corpus.rejects  # and those that only the tokenizer finds, once set up
@@ -221,7 +233,7 @@ class MedicalReasoningData(L.LightningDataModule):
         fingerprint = self.split.fingerprint
         for name, indices in (("train", self.split.train), ("validation", self.split.validation)):
             found = [document for document in map(documents.__getitem__, indices.tolist()) if document is not None]
-            fitting = fit(found, config.row_tokens, config.too_long)
+            fitting = fit(found, config.row_tokens, self.positions, config.too_long)
             self.dropped += len(indices) - len(fitting)
             self.loaders[name] = PackedLoader(
                 fitting,
@@ -284,7 +296,13 @@ def prepare(config: TrainConfig, split: Split, tokenizer: Any, say: Callable[[st
     """The data of a run, set up. Raises ConfigError for rows that cannot be trained on."""
     trainer = config.trainer
     data = MedicalReasoningData(
-        config.data, split, tokenizer, rows_per_batch=trainer.rows_per_batch, accumulate=trainer.accumulate, say=say
+        config.data,
+        split,
+        tokenizer,
+        rows_per_batch=trainer.rows_per_batch,
+        accumulate=trainer.accumulate,
+        positions=positions(config.model),
+        say=say,
     )
     data.setup()
     return data

@@ -170,24 +170,28 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256("\0".join(whole).encode()).hexdigest()
 
 
-def fit(documents: Sequence[Document], row_tokens: int, too_long: TooLong) -> list[Document]:
-    """The documents that fit a row, by the policy for those that do not; one cut to its bare prompt is dropped.
+def fit(documents: Sequence[Document], row_tokens: int, positions: int, too_long: TooLong) -> list[Document]:
+    """The documents that fit a row and the model, by the policy for those that do not; a bare prompt is dropped.
 
-    Raises ConfigError under `error` for any too long, and where no document is left.
+    A row may be longer than the `positions` that the model was made for, as they begin anew with each document; a
+    document may not. Raises ConfigError under `error` for any too long, and where no document is left.
     """
-    long = [document for document in documents if len(document) > row_tokens]
+    most = min(row_tokens, positions)
+    long = [document for document in documents if len(document) > most]
+    limit = f"data.row_tokens={row_tokens}" if row_tokens <= positions else f"the model's {positions} positions"
     if long and too_long is TooLong.error:
+        raised = "raise it, or " if row_tokens < positions else ""
         raise ConfigError(
-            f"{len(long)} of {len(documents)} documents exceed data.row_tokens={row_tokens} "
-            f"(the longest has {max(map(len, long))}); raise it, or set data.too_long=drop or truncate"
+            f"{len(long)} of {len(documents)} documents exceed {limit} "
+            f"(the longest has {max(map(len, long))} tokens); {raised}set data.too_long=drop or truncate"
         )
     if too_long is TooLong.drop:
-        documents = [document for document in documents if len(document) <= row_tokens]
+        documents = [document for document in documents if len(document) <= most]
     cut = [
-        Document(document.tokens[:row_tokens], document.prompt_tokens) if len(document) > row_tokens else document
+        Document(document.tokens[:most], document.prompt_tokens) if len(document) > most else document
         for document in documents
     ]
     kept = [document for document in cut if document.targets > 0]
     if not kept:
-        raise ConfigError(f"no document fits data.row_tokens={row_tokens}; raise it")
+        raise ConfigError(f"no document fits {limit}; {'raise it' if row_tokens < positions else 'shorten them'}")
     return kept

@@ -17,6 +17,7 @@ from medreason.memory import GIB, Need, choose, describe, lora_weights, seconds
 from medreason.preflight import EMBEDDED
 from medreason.progress import say
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE
+from medreason.shared_cpu import share_cpu
 
 if TYPE_CHECKING:  # datamodule imports Lightning, and with it transformers: that must come after Unsloth
     from medreason.datamodule import PackedBatch
@@ -131,6 +132,7 @@ def load_model(
 
     Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
     """
+    share_cpu()
     if model.precision.compiled:
         from medreason.compiled import load_compiled
 
@@ -184,12 +186,17 @@ def trained_dtype(precision: str) -> torch.dtype | None:
     return torch.float16 if precision == "16-mixed" else None
 
 
-def context_tokens(model: ModelConfig) -> int:
-    """How long a text a model is loaded for at most: all its positions, or as many as are of use."""
+def positions(model: ModelConfig) -> int:
+    """Tokens that a model tells apart by their place: it was made for no longer text."""
     from transformers import AutoConfig
 
     settings: Any = AutoConfig.from_pretrained(local_path(model), revision=model.revision)
-    return min(int(settings.max_position_embeddings), LONGEST_CONTEXT)
+    return int(settings.get_text_config().max_position_embeddings)
+
+
+def context_tokens(model: ModelConfig) -> int:
+    """How long a text a model is loaded for at most: all its positions, or as many as are of use."""
+    return min(positions(model), LONGEST_CONTEXT)
 
 
 def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
@@ -227,9 +234,23 @@ def checkpointing(recompute: Recompute) -> bool | str:
     return words[recompute]  # plan_memory settles auto; TrainConfig refuses the others
 
 
+def check_lora(model: ModelConfig, lora: LoraConfig) -> None:
+    """Raises ConfigError for a target that no layer of the model is named after, before its weights are loaded."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.from_pretrained(local_path(model), revision=model.revision)
+    try:
+        with torch.device("meta"):
+            empty = AutoModelForCausalLM.from_config(settings)
+    except Exception:  # a model that transformers cannot make alone: load_model looks at the loaded one
+        return
+    check_targets(empty, lora.target_modules)
+
+
 def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
-    """Raises ConfigError for a target that no layer of the model is named after."""
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "in_features")}
+    """Raises ConfigError for a target that no linear of a decoder layer is named after."""
+    inner = [name for name, module in model.named_modules() if hasattr(module, "in_features") and ".layers." in name]
+    names = {name.rpartition(".")[2] for name in inner}
     for target in target_modules:
         if target not in names:
             raise ConfigError(f"lora.target_modules: the model has no {target!r}; it has {', '.join(sorted(names))}")

@@ -158,6 +158,52 @@ def check_float16(trainer: TrainerConfig) -> None:
         )
 
 
+def check_steps(config: TrainConfig, rows: int, total_steps: int, resumed: Path | None, behind: int) -> list[str]:
+    """What a run cannot do as it is asked to, a line each.
+
+    `rows` are those of an epoch, `total_steps` the run's optimizer steps, `behind` those of a checkpoint that it is
+    resumed from. Raises ConfigError where no step would teach anything.
+    """
+    trainer, warmup = config.trainer, config.optim.warmup_steps
+    found = []
+    if behind > total_steps:
+        raise ConfigError(
+            f"ckpt={resumed}: it has {behind} optimizer steps behind it, and this run ends after {total_steps}; "
+            "raise trainer.max_steps or trainer.max_epochs"
+        )
+    if behind == total_steps:
+        found.append(
+            f"ckpt={resumed} has all {total_steps} optimizer steps behind it: nothing is trained, only measured; "
+            "raise trainer.max_steps or trainer.max_epochs to train further"
+        )
+    elif warmup and total_steps == 1:
+        raise ConfigError(
+            f"optim.warmup_steps={warmup}: the one optimizer step of this run ({count(rows, 'row')}) would have a "
+            "learning rate of 0; set optim.warmup_steps=0, or train for more (trainer.max_epochs, data.row_tokens)"
+        )
+    elif warmup >= total_steps:
+        found.append(
+            f"optim.warmup_steps={warmup} is no shorter than the run of {total_steps} optimizer steps: the learning "
+            f"rate gets to {(total_steps - 1) / warmup:.0%} of optim.lr at most; lower it"
+        )
+    if trainer.max_steps > total_steps:
+        found.append(
+            f"the run ends with its epochs, after {count(total_steps, 'optimizer step')} of "
+            f"trainer.max_steps={trainer.max_steps}; raise trainer.max_epochs"
+        )
+    together = trainer.rows_per_batch * trainer.accumulate * trainer.devices
+    if together > rows:
+        found.append(
+            f"an optimizer step asks for {together} rows (trainer.rows_per_batch x accumulate x devices), and an epoch "
+            f"has {rows}: each step takes these"
+        )
+    return found
+
+
+def count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def check_installed(extra: str, *packages: str) -> None:
     """Raises ConfigError where a package is missing that an extra of this one brings."""
     if missing := [package for package in packages if find_spec(package) is None]:

@@ -29,7 +29,9 @@ def quieten() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
     for client in ("httpx", "httpx2"):  # OpenAI's takes either: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
-    unwanted = "exists and is not empty|LeafSpec|does not have many workers|`broadcast_buffers` is deprecated"
+    unwanted = (
+        "exists and is not empty|LeafSpec|does not have many workers|`broadcast_buffers` is deprecated|sync_dist=True"
+    )
     warnings.filterwarnings("ignore", message=f".*({unwanted}).*")
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,39 @@ def checkpoint_step(path: Path) -> int:
 
     step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     return step
+
+
+def checkpoint_position(path: Path) -> dict[str, Any]:
+    """Where in the training rows a checkpoint was saved, as PackedLoader has it."""
+    import torch
+
+    loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]
+    position: dict[str, Any] = loops["fit_loop"]["state_dict"]["combined_loader"][0]
+    return position
+
+
+# a checkpoint brings these with it, or its weights mean nothing else; others take effect in a resumed run
+RESUMED = ("lora.r", "lora.alpha", "lora.rslora", "lora.dora", "lora.target_modules", "optim.algorithm", "optim.lr",
+           "optim.loraplus_ratio", "optim.betas", "optim.eps", "optim.weight_decay", "data.format")  # fmt: skip
+
+
+def check_resumed(config: TrainConfig, checkpoint: Path) -> None:
+    """Raises ConfigError where a checkpoint's run had a setting that cannot be another one in the run that resumes it.
+
+    Says nothing where no settings lie beside the checkpoint.
+    """
+    try:
+        earlier = run_config(checkpoint.parent.parent)
+    except ConfigError:
+        return
+    for name in RESUMED:
+        before, now = (attrgetter(name)(one) for one in (earlier, config))
+        if before != now:
+            was, now = (getattr(value, "value", value) for value in (before, now))
+            raise ConfigError(
+                f"ckpt={checkpoint}: {name} was {was} when it was saved, and is {now} here; resume with the settings "
+                "it was trained with"
+            )
 
 
 def metrics_logger(run: Path, resumed: Path | None) -> Any:

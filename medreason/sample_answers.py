@@ -48,6 +48,8 @@ class SampleAnswers(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.began is None or trainer.state.fn != TrainerFn.FITTING or not self.samples:
             return
+        if trainer.global_step % self.config.trainer.validate_every_steps:
+            return  # the run's last step: they are asked when it is over
         elapsed = time.monotonic() - self.began
         allowed = self.spent + self.last <= self.config.trainer.answer_share * (elapsed + self.last)
         if not trainer.strategy.broadcast(allowed):

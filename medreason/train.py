@@ -6,6 +6,7 @@ What is cheap and can fail comes first: configuration, hardware, rows. Then Unsl
 import os
 import shlex
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,23 @@ from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
-from medreason.preflight import check_run, lightning_precision
+from medreason.preflight import check_run, check_steps, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
-from medreason.run_directory import provenance, read_json, repeatable, resolve_checkpoint, write_json
+from medreason.run_directory import (
+    check_resumed,
+    checkpoint_position,
+    checkpoint_step,
+    provenance,
+    read_json,
+    repeatable,
+    resolve_checkpoint,
+    write_json,
+)
 from medreason.wandb_runs import agent_parameters, finish_wandb, log_samples, wandb_logger
 
 if TYPE_CHECKING:
+    from medreason.corpus import Split
+    from medreason.datamodule import MedicalReasoningData
     from medreason.memory import Need
 
 
@@ -29,14 +41,43 @@ def train(config: TrainConfig) -> None:
     run = Path(HydraConfig.get().runtime.output_dir)
     check_run(config)
     resumed = resolve_checkpoint(config.ckpt, run)
+    if resumed is not None:
+        check_resumed(config, resumed)
     split = read_split(config.data, say)
     say(f"{len(split.corpus):,} examples of {split.corpus.source}")
     for line in describe_corpus(split.corpus.report, split.left_out):
         say(line)
     if config.trainer.devices > 1 and not one_of_several():
+        prepared(
+            config, split, resumed, lambda line: None
+        )  # a mistake is told once, and here; the processes find it made
         train_on_several(config, run)
     else:
         train_here(config, run, resumed, split)
+
+
+def prepared(
+    config: TrainConfig, split: "Split", resumed: Path | None, say: Callable[[str], None]
+) -> tuple[Any, "MedicalReasoningData"]:
+    """Tokenizer and rows of a run. Raises ConfigError for what it could not train on, or would learn nothing from."""
+    from medreason.datamodule import ResumeMismatch, prepare
+    from medreason.model import check_lora, load_tokenizer
+
+    check_lora(config.model, config.lora)
+    tokenizer = load_tokenizer(config.model)
+    data = prepare(config, split, tokenizer, say)
+    say(describe_data(split.corpus.source, data.report()))
+    trainer, loader = config.trainer, data.loaders["train"]
+    if resumed is not None:
+        try:
+            loader.check(checkpoint_position(resumed), trainer.devices)
+        except ResumeMismatch as error:
+            raise ConfigError(f"ckpt={resumed}: {error}; resume with the settings it was trained with") from error
+    total_steps = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
+    behind = checkpoint_step(resumed) if resumed is not None else 0
+    for line in check_steps(config, len(loader.rows), total_steps, resumed, behind):
+        say(line)
+    return tokenizer, data
 
 
 def train_on_several(config: TrainConfig, run: Path) -> None:
@@ -61,22 +102,17 @@ INTERRUPTED = 130  # exit code of a run that was asked to stop, as a shell has i
 def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any) -> None:
     """Trains in this process, alone or as one of several. Whatever happens, run.json says how it ended."""
     from medreason.memory import GIB, out_of_memory
-    from medreason.model import import_unsloth, load_model, load_tokenizer, plan_memory, trained_dtype
+    from medreason.model import import_unsloth, load_model, plan_memory, trained_dtype
 
     take_own_gpu()
     if not config.model.precision.compiled:
         say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
     from medreason.callbacks import Stopped
-    from medreason.datamodule import prepare
     from medreason.trial import Pruned, own_checkpoint
 
     resumed = resumed or own_checkpoint(run)
-    tokenizer = load_tokenizer(config.model)
-    data = prepare(config, split, tokenizer, say)
-    counts = data.report()
-    say(describe_data(split.corpus.source, counts))
-
+    tokenizer, data = prepared(config, split, resumed, say)
     earlier = read_json(run / "run.json")
     given = earlier if earlier.get("status") == "starting" else {}  # by whoever started this process for a job
     goes_on = resumed is not None and resumed.is_relative_to(run)
@@ -88,7 +124,12 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         "swept": given.get("swept") or swept_settings() or agent_parameters(),
         "resumed_from": str(resumed) if resumed else None,
         "wandb_id": earlier.get("wandb_id") if goes_on else None,
-        "data": {"source": split.corpus.source, "sha256": split.fingerprint, **counts, "left_out": split.left_out},
+        "data": {
+            "source": split.corpus.source,
+            "sha256": split.fingerprint,
+            **data.report(),
+            "left_out": split.left_out,
+        },
         "results": earlier.get("results", {}) if goes_on else {},
     }
     seconds_before = float(earlier.get("seconds", 0)) if goes_on else 0.0
@@ -196,7 +237,6 @@ def fit(
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
     from medreason.callbacks import StepBar, StepMetrics, checkpoints, peak_memory_gib
-    from medreason.datamodule import ResumeMismatch
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
     from medreason.sample_answers import SampleAnswers
@@ -224,7 +264,7 @@ def fit(
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=accumulate,
-        val_check_interval=config.trainer.validate_every_steps * accumulate,
+        val_check_interval=1,  # callbacks.Validations says when
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         log_every_n_steps=0,  # StepMetrics does it
@@ -237,6 +277,7 @@ def fit(
             *checkpoints(
                 run / "checkpoints",
                 monitor=config.monitor,
+                validate_every_steps=config.trainer.validate_every_steps,
                 every_steps=config.trainer.checkpoint_every_steps,
                 total_steps=total_steps,
             ),
@@ -257,12 +298,15 @@ def fit(
         trainer.fit(finetuner, data, ckpt_path=resumed, weights_only=True)
     except AdapterMismatch as error:
         raise ConfigError(f"ckpt={config.ckpt}: {error}") from error
-    except ResumeMismatch as error:
-        raise ConfigError(f"ckpt={config.ckpt}: {error}; resume with the settings it was trained with") from error
     finally:
         results |= {"steps": trainer.global_step, "peak_memory_gib": round(peak_memory_gib(), 2)}
         if finetuner.skipped_steps:
             results["skipped_steps"] = finetuner.skipped_steps
+    if trainer.global_step and not taught(model):
+        raise RunFailed(
+            f"{trainer.global_step} optimizer steps changed nothing, the adapter is still zero; raise optim.lr, or "
+            "give gradients more room (trainer.precision=auto)"
+        )
     if first_process():
         model.save_pretrained(run / "adapter")
         tokenizer.save_pretrained(run / "adapter")
@@ -293,6 +337,11 @@ def several_gpus() -> Any:
         bucket_cap_mb=1024,
         timeout=timedelta(hours=2),  # waiting for a process that answers questions may take long
     )
+
+
+def taught(model: Any) -> bool:
+    """Whether an adapter does anything: LoRA's B is zero before training."""
+    return any(bool(value.any()) for name, value in model.named_parameters() if "lora_B" in name)
 
 
 def save_config(config: TrainConfig, run: Path) -> None:

@@ -79,10 +79,13 @@ def test_a_position_in_other_data_or_other_batches_is_refused() -> None:
     for changes, says in (
         ({"fingerprint": "two"}, "data was one when it was saved, and is two here"),
         ({"fingerprint": "one", "rows_per_batch": 2}, "rows in a batch was 1 when it was saved, and is 2 here"),
+        ({"fingerprint": "one", "accumulate": 2}, "batches in a step was 1 when it was saved, and is 2 here"),
         ({"fingerprint": "one", "seed": 2}, "order's seed was 1"),
     ):
         with pytest.raises(ResumeMismatch, match=says):
             loader(**changes).load_state_dict(state)
+    with pytest.raises(ResumeMismatch, match="in the middle of an optimizer step"):
+        loader(accumulate=2).load_state_dict(loader(accumulate=2).state_dict() | {"next_batch": 3})
     loader(fingerprint="one", rows_per_batch=1, processes=1).load_state_dict(state)
 
 

@@ -106,13 +106,25 @@ def test_a_fast_encoder_that_differs_is_not_taken(tokenizer: Any, monkeypatch: p
 
 def test_a_document_longer_than_a_row_is_treated_as_the_policy_says() -> None:
     documents = [document(5, 2), document(9, 2), document(9, 8)]
-    with pytest.raises(ConfigError, match=r"2 of 3 documents exceed data.row_tokens=6 \(the longest has 9\)"):
-        fit(documents, 6, TooLong.error)
-    assert fit(documents, 6, TooLong.drop) == documents[:1]
-    assert [len(kept) for kept in fit(documents, 6, TooLong.truncate)] == [5, 6]  # the third has nothing left to learn
+    with pytest.raises(ConfigError, match=r"2 of 3 documents exceed data.row_tokens=6 \(the longest has 9 tokens\)"):
+        fit(documents, 6, 100, TooLong.error)
+    assert fit(documents, 6, 100, TooLong.drop) == documents[:1]
+    assert [len(kept) for kept in fit(documents, 6, 100, TooLong.truncate)] == [
+        5,
+        6,
+    ]  # the third has nothing left to learn
 
 
 def test_no_document_left_is_refused() -> None:
     for policy in (TooLong.drop, TooLong.truncate):
         with pytest.raises(ConfigError, match="no document fits"):
-            fit([document(9, 8)], 6, policy)
+            fit([document(9, 8)], 6, 100, policy)
+
+
+def test_a_document_longer_than_the_model_was_made_for_is_too_long_for_any_row() -> None:
+    documents = [document(5, 2), document(9, 2), document(9, 8)]
+    with pytest.raises(ConfigError, match=r"2 of 3 documents exceed the model's 6 positions \(.*9 tokens\); set data"):
+        fit(documents, 100, 6, TooLong.error)
+    assert fit(documents, 100, 6, TooLong.drop) == documents[:1]
+    assert [len(kept) for kept in fit(documents, 100, 6, TooLong.truncate)] == [5, 6]
+    assert fit(documents, 100, 9, TooLong.error) == documents

@@ -1,0 +1,182 @@
+"""What is counted in optimizer steps, over a model so small that a whole run takes no time."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from torch import nn
+
+from medreason.callbacks import StepMetrics, checkpoints
+from medreason.config import Algorithm, Decay, OptimConfig
+from medreason.datamodule import PackedLoader
+from medreason.documents import Document
+from medreason.finetuner import Finetuner
+
+OPTIM = OptimConfig(Algorithm.adamw, 0.05, 1.0, [0.9, 0.999], 1e-8, 0.0, 1, Decay.linear, 1.0)
+TOKENS, WIDTH = 24, 8
+
+
+class Toy(nn.Module):
+    """A frozen embedding and a trained layer behind dropout, which makes a run depend on its random states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.embedding, self.head = nn.Embedding(TOKENS, WIDTH), nn.Linear(WIDTH, TOKENS)
+        self.dropout = nn.Dropout(0.2)
+        self.embedding.weight.requires_grad = False
+        shape = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1}
+        self.config = SimpleNamespace(num_key_value_heads=1, vocab_size=TOKENS, **shape)
+
+    def forward(self, input_ids: Any, labels: Any, **_: Any) -> Any:
+        logits = self.head(self.dropout(self.embedding(input_ids)))[:, :-1]
+        return SimpleNamespace(loss=nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten()))
+
+
+class Numbers(Logger):
+    """A logger that keeps each number by its name and step."""
+
+    name, version = "numbers", "0"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[tuple[str, int], float] = {}
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        names = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
+        self.found |= {(name, int(step or 0)): metrics[name] for name in names if name in metrics}
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def steps(self, name: str) -> list[int]:
+        """Optimizer steps behind each number, the one that it was logged at included."""
+        return [step + 1 for known, step in self.found if known == name]
+
+
+class Run:
+    """A run whose every checkpoint is kept under the step it was saved at."""
+
+    def __init__(
+        self, folder: Path, batches: int, accumulate: int, *, epochs: int = 2, max_steps: int = -1,
+        validate: int = 2, save: int = 1, decay: Decay = Decay.linear, resume: Path | None = None,
+    ) -> None:  # fmt: skip
+        def loader(rows: int, seed: int | None, accumulate: int) -> PackedLoader:
+            random = np.random.default_rng(rows)
+            documents = [Document(random.integers(1, TOKENS, 9, np.int32), 2) for _ in range(rows)]
+            return PackedLoader(documents, 9, pad_token=0, seed=seed, accumulate=accumulate)
+
+        total = epochs * -(-batches // accumulate)
+        total = total if max_steps == -1 else min(total, max_steps)
+        self.model, self.logger, self.kept = Toy(), Numbers(), folder / "kept"
+        self.kept.mkdir(parents=True)
+        L.seed_everything(1, verbose=False)
+        given = checkpoints(
+            folder, monitor="val/loss", validate_every_steps=validate, every_steps=save, total_steps=total
+        )
+        trainer = L.Trainer(
+            accelerator="cpu", max_epochs=epochs, max_steps=max_steps, accumulate_grad_batches=accumulate,
+            val_check_interval=1, check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=0,
+            logger=self.logger, callbacks=[StepMetrics(self.model), *given], enable_progress_bar=False,
+            enable_model_summary=False,
+        )  # fmt: skip
+        write = trainer.save_checkpoint
+
+        def save_checkpoint(path: Any, *more: Any, **options: Any) -> None:
+            write(path, *more, **options)
+            shutil.copy(path, self.kept / f"{trainer.global_step:02}_{Path(path).name}")
+
+        trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+        finetuner = Finetuner(self.model, replace(OPTIM, decay=decay), total)
+        loaders = loader(batches, 3, accumulate), loader(4, None, 1)
+        trainer.fit(finetuner, *loaders, ckpt_path=resume, weights_only=True)
+        self.total, self.steps = total, trainer.global_step
+
+    def from_step(self, step: int) -> dict[tuple[str, int], float]:
+        """What was logged once `step` steps were behind it, and its validation told."""
+        return {key: value for key, value in self.logger.found.items() if key[1] >= step}
+
+    def weights(self) -> list[torch.Tensor]:
+        return list(self.model.state_dict().values())
+
+
+CASES = [  # batches of an epoch, accumulation, more
+    (9, 2, {}),  # an epoch ends in the middle of accumulation
+    (9, 2, {"validate": 5}),  # validations at an epoch's short last step
+    (9, 2, {"validate": 1, "epochs": 3}),
+    (9, 2, {"max_steps": 7}),
+    (9, 4, {"validate": 3, "epochs": 4, "save": 2}),
+    (3, 4, {"validate": 2, "epochs": 5}),  # an epoch is less than a step
+    (8, 2, {"validate": 4}),
+    (5, 1, {"validate": 3}),
+    (1, 1, {"validate": 2, "epochs": 6, "max_steps": 5}),
+    (7, 3, {"validate": 100}),  # more than the run has
+]
+
+
+@pytest.mark.parametrize(("batches", "accumulate", "more"), CASES)
+def test_validations_and_checkpoints_fall_on_optimizer_steps_and_every_checkpoint_resumes_exactly(
+    batches: int, accumulate: int, more: dict[str, int], tmp_path: Path
+) -> None:
+    whole = Run(tmp_path / "whole", batches, accumulate, **more)
+    assert whole.steps == whole.total and whole.logger.steps("train/loss") == list(range(1, whole.total + 1))
+    every = more.get("validate", 2)
+    due = [step for step in range(1, whole.total + 1) if step % every == 0 or step == whole.total]
+    assert whole.logger.steps("val/loss") == due
+    kept = sorted(whole.kept.iterdir())
+    assert {int(path.name[:2]) for path in kept if path.name.endswith("best.ckpt")} <= set(due)
+    assert kept[0].name[3:] in ("last.ckpt", "best.ckpt") and kept[-1].name == f"{whole.total:02}_last.ckpt"
+    for checkpoint in kept:
+        step = int(checkpoint.name[:2])
+        resumed = Run(tmp_path / checkpoint.stem, batches, accumulate, resume=checkpoint, **more)
+        assert resumed.from_step(step) == whole.from_step(step), checkpoint.name
+        assert len(resumed.logger.steps("train/loss")) == whole.total - step, checkpoint.name
+        assert all(map(torch.equal, resumed.weights(), whole.weights())), checkpoint.name
+
+
+def test_a_best_checkpoint_is_there_though_the_run_is_shorter_than_the_steps_between_validations(
+    tmp_path: Path,
+) -> None:
+    Run(tmp_path / "run", 7, 3, validate=100)
+    assert (tmp_path / "run" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(("validate", "then"), [(2, 3), (5, 5), (5, 100), (3, 1)])
+def test_a_checkpoint_resumes_exactly_with_more_epochs_and_other_steps_between_validations(
+    validate: int, then: int, tmp_path: Path
+) -> None:
+    constant = {"decay": Decay.constant}  # any other would depend on the length of the run
+    long = Run(tmp_path / "long", 9, 2, epochs=4, validate=then, **constant)
+    short = Run(tmp_path / "short", 9, 2, epochs=2, validate=validate, **constant)
+    for checkpoint in sorted(short.kept.iterdir()):
+        resumed = Run(tmp_path / checkpoint.stem, 9, 2, epochs=4, validate=then, resume=checkpoint, **constant)
+        step = int(checkpoint.name[:2])
+        assert resumed.from_step(step) == long.from_step(step), checkpoint.name
+        assert all(map(torch.equal, resumed.weights(), long.weights())), checkpoint.name
+
+
+def test_a_run_resumed_elsewhere_takes_the_best_checkpoint_along(tmp_path: Path) -> None:
+    grows = {"decay": Decay.constant, "validate": 1, "epochs": 3}  # its held-out loss, after a few steps
+    whole = Run(tmp_path / "whole", 9, 2, **grows)
+    losses = [value for (name, _), value in whole.logger.found.items() if name == "val/loss"]
+    best = 1 + losses.index(min(losses))
+    assert 1 < best < 10, "a best step at an end would prove nothing"
+    first = Run(tmp_path / "first", 9, 2, max_steps=10, **grows)
+    Run(tmp_path / "second", 9, 2, resume=first.kept / "10_last.ckpt", **grows)
+    Run(tmp_path / "third", 9, 2, resume=tmp_path / "second" / "best.ckpt", **grows)
+    for folder in ("whole", "first", "second", "third"):
+        assert torch.load(tmp_path / folder / "best.ckpt", weights_only=True)["global_step"] == best, folder
+
+
+def test_a_best_checkpoint_that_is_gone_is_no_reason_not_to_go_on(tmp_path: Path) -> None:
+    first = Run(tmp_path / "first", 9, 2, max_steps=4)
+    (tmp_path / "first" / "best.ckpt").unlink()
+    Run(tmp_path / "second", 9, 2, resume=first.kept / "04_last.ckpt")
+    assert torch.load(tmp_path / "second" / "best.ckpt", weights_only=True)["global_step"] > 4
