@@ -7,11 +7,9 @@ RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/scores.py)
                       scores.png        accuracy by benchmark and subject
 """
 
-import json
-import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
 from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, TrainConfig
 from medreason.corpus import Split, read_split
+from medreason.json_lines import append_json_lines, mend_last_line, read_json_lines
 from medreason.preflight import check_hardware, check_installed, check_server
 from medreason.progress import quieten, say
 from medreason.run_directory import provenance, read_json, write_json
@@ -166,29 +165,12 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
 
 
 def read_records(path: Path, task: Task | None = None) -> list[dict[str, Any]]:
-    """The answers in a file, those to `task` in its order; a line that a kill has cut is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    """The answers in a file, those to `task` in its order."""
+    records = [record for record in read_json_lines(path) if "id" in record]
     if task is None:
         return records
     by_id = {record["id"]: record for record in records}
     return [by_id[question.id] for question in task.questions if question.id in by_id]
-
-
-def drop_cut_line(path: Path) -> None:
-    """Takes away a last line that a kill has cut."""
-    if path.is_file():
-        kept = path.read_bytes().rpartition(b"\n")
-        os.truncate(path, len(kept[0]) + len(kept[1]))
-
-
-def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def answer_all(answered: Answering, folder: Path, left: dict[str, tuple[Kind, list[Question]]]) -> None:
@@ -196,10 +178,10 @@ def answer_all(answered: Answering, folder: Path, left: dict[str, tuple[Kind, li
     for name, (kind, questions) in left.items():
         # of like length together, so that little is padded
         questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
-        drop_cut_line(folder / f"{name}.jsonl")
+        mend_last_line(folder / f"{name}.jsonl")
         said = time.monotonic()
         for done, record in enumerate(answered(kind, questions), 1):
-            append_records(folder / f"{name}.jsonl", [record])
+            append_json_lines(folder / f"{name}.jsonl", [record])
             if time.monotonic() - said > SAID_EVERY_SECONDS or done == len(questions):
                 said = time.monotonic()
                 say(f"{name}: {done:,} of {len(questions):,}")

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -6,6 +5,7 @@ import pytest
 import torch
 
 from conftest import SHARED
+from medreason.json_lines import read_json_lines
 from medreason.likelihood import option_logprobs, rows_of
 
 
@@ -55,7 +55,7 @@ def test_log_probabilities_equal_those_of_the_evaluation_harness(
     from lm_eval.models.huggingface import HFLM
 
     path = SHARED / "mcq_mmlu_medical_test.jsonl"
-    questions = [json.loads(line) for line in path.read_text().splitlines()[:12]] if path.is_file() else QUESTIONS
+    questions = read_json_lines(path)[:12] if path.is_file() else QUESTIONS
     model = make_model().eval()
     prompts = prompts_of(questions)
     letters = [[f" {letter}" for letter in question["options"]] for question in questions]
