@@ -15,10 +15,11 @@ from typing import Any
 from medreason.answers import huatuo_choice, strict_choice
 from medreason.clinical_cases import answers_match
 from medreason.config import Format
-from medreason.documents import tokenize
+from medreason.control_tokens import show
+from medreason.documents import asked_documents
 from medreason.generate import Written
 from medreason.likelihood import completion_losses, option_logprobs
-from medreason.prompts import Example, parse_answer, prompt_text
+from medreason.prompts import Example, asked_text, parse_answer
 from medreason.statistics import majority
 from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, permuted, reasoning_prompt
 
@@ -38,8 +39,7 @@ def by_likelihood(
             for order in cyclic_orders(len(question.options), orders)
         ]
         prompts = [
-            prompt_text(tokenizer, likelihood_prompt(permuted(members[number], order)), style)
-            for number, order in asked
+            asked_text(tokenizer, likelihood_prompt(permuted(members[number], order)), style) for number, order in asked
         ]
         letters = [list(members[number].options) for number, _ in asked]
         found: list[list[dict[str, float]]] = [[] for _ in members]  # of each question, in each order
@@ -79,10 +79,10 @@ def by_loss(
     for start in range(0, len(questions), batch_size):
         members = questions[start : start + batch_size]
         examples = [Example(question.question, question.reasoning, question.answer) for question in members]
-        documents = tokenize(examples, tokenizer, style)
+        documents = asked_documents(examples, tokenizer, style)
         losses = completion_losses(model, tokenizer, documents, batch_size=batch_size)
         for question, document, loss in zip(members, documents, losses, strict=True):
-            prompt = prompt_text(tokenizer, question.question, style)
+            prompt = asked_text(tokenizer, question.question, style)
             yield record(question, prompt, None, []) | {"gold": None, "loss": loss, "tokens": document.targets}
 
 
@@ -171,7 +171,7 @@ def record(question: Question, prompt: str, choice: str | None, choices: Sequenc
         "id": question.id,
         "subject": question.subject,
         "gold": question.answer,
-        "prompt": prompt,
+        "prompt": show(prompt),
         "text": "",
         "choice": choice,
         "choices": list(choices),

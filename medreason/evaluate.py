@@ -212,7 +212,7 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> An
     import torch
 
     from medreason.answering import by_likelihood, by_loss, by_writing
-    from medreason.prompts import prompt_text
+    from medreason.prompts import asked_text
 
     torch.manual_seed(config.seed)
     style, size, limit = trained.data.format, config.batch or BATCH[config.method], config.max_new_tokens
@@ -228,7 +228,7 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> An
 
     def answered(kind: Kind, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
         if config.method is Method.generate:
-            return by_writing(write, lambda turn: prompt_text(tokenizer, turn, style), questions, kind, style,
+            return by_writing(write, lambda turn: asked_text(tokenizer, turn, style), questions, kind, style,
                               orders=config.orders, samples=config.samples)  # fmt: skip
         if kind is Kind.open:
             return by_loss(model, tokenizer, questions, style, batch_size=size)
