@@ -20,6 +20,7 @@ class Written:
 
     text: str
     cut: bool
+    too_long: bool = False  # a server refused the prompt: it is longer than the model reads
 
 
 def written_text(tokenizer: Any, tokens: Sequence[int]) -> Written:

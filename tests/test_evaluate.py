@@ -25,7 +25,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {
             "id": f"q{index}",
-            "question": f"Which value is {'too high' if index % 2 else 'normal'} in case {index}?",
+            "question": f"Which value is {'too high' if index % 2 else 'normal'} in\u2028case\x85{index}?",
             "options": {"A": f"{index}", "B": f"{index + 1}", "C": "neither"},
             "answer": "ABC"[index % 3],
             "source": f"quiz/{'renal' if index < 5 else 'cardiac'}",
