@@ -42,11 +42,21 @@ FORMATS = {
     ),
 }
 
-# Mistral's own instruct form, for its tokenizer files that carry no chat template (the raw tokenizer.model).
+# System turns wait for the user turn that they join, a blank line between them, as rows are read (records.py).
+SYSTEM_TURN = (
+    "{% if message['role'] in ('system', 'developer') %}"
+    "{% if message['content'] %}{% set waiting.text = waiting.text + message['content'] + '\\n\\n' %}{% endif %}"
+)
+# Mistral's own instruct form, for its tokenizer files that carry no chat template (the raw tokenizer.model). It has no
+# system turn: Mistral puts that text at the beginning of the first user turn.
 MISTRAL_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}[INST] {{ message['content'] }}[/INST]"
-    "{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% set waiting = namespace(text='') %}{% for message in messages %}"
+    + SYSTEM_TURN
+    + "{% elif message['role'] == 'user' %}[INST] {{ waiting.text + message['content'] }}[/INST]"
+    "{% set waiting.text = '' %}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('no place for a turn of the role ' + message['role']) }}{% endif %}{% endfor %}"
+    "{% if waiting.text %}{{ raise_exception('a system turn needs a user turn after it') }}{% endif %}"
 )
 
 
@@ -167,10 +177,15 @@ def response_template(tokenizer: Any, style: Format) -> dict[str, Any]:
 
 
 def served_chat_template(tokenizer: Any, style: Format) -> str:
-    """The chat template for a server, which knows no other way to a prompt; that of `seed` takes the last question."""
+    """The chat template for a server, which knows no other way to a prompt.
+
+    That of `seed`, which has no turns, takes the last question, and before it what system turns say.
+    """
     template = FORMATS[style].prompt
     if template is None:
         own: str = tokenizer.chat_template
         return own
     before, after = (json.dumps(part) for part in (beginning(tokenizer) + template).split("{question}"))
-    return "{{ " + before + " + messages[-1]['content'] + " + after + " }}"
+    system = "{% for message in messages[:-1] %}" + SYSTEM_TURN + "{% endif %}{% endfor %}"
+    question = "waiting.text + messages[-1]['content']"
+    return "{% set waiting = namespace(text='') %}" + system + "{{ " + f"{before} + {question} + {after}" + " }}"
