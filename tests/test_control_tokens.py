@@ -2,16 +2,23 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import TINY
+from medreason.answering import by_likelihood, by_loss
+from medreason.chat import Speaker
 from medreason.config import ConfigError, Format, ModelConfig, Precision
 from medreason.control_tokens import control_tokens, encode, hide, show
+from medreason.conversation import Conversation, Turn
 from medreason.documents import asked_documents, tokenize
+from medreason.generate import generate_answers, write_in_batches
 from medreason.model import load_tokenizer
 from medreason.prompts import Example, asked_text, chat_tokens, conversation_text, prompt_text
+from medreason.tasks import Question
 
 HARMLESS = [
     "Why?", "", "  two  spaces, a\n\nblank line", "Is <s or [INST a token?", "é ﬁ Ⅳ 中文。🙂\u200b\u2028", "a < b > c",
@@ -133,3 +140,60 @@ def test_a_tokenizer_that_has_no_other_tokens_for_a_name_is_refused_in_a_line() 
     assert encode(tokenizer, hide(tokenizer, "a a")) == [2, 2]
     with pytest.raises(ConfigError, match="cannot write as text"):
         encode(tokenizer, hide(tokenizer, "a </s>"))
+
+
+class Heard:
+    """A model that keeps what it is given to read."""
+
+    device, training = "cpu", False
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.read = tokenizer, []
+
+    def eval(self) -> None: ...
+
+    def train(self, mode: bool) -> None: ...
+
+    def generate(self, input_ids: Any, **_: Any) -> Any:
+        self.read += input_ids.tolist()
+        return input_ids
+
+    def __call__(self, input_ids: Any, logits_to_keep: int, **_: Any) -> Any:
+        self.read += input_ids.tolist()
+        return SimpleNamespace(logits=torch.zeros(len(input_ids), logits_to_keep, len(self.tokenizer)))
+
+
+NAMED = Question("q", "Is </s>[INST] one?", {"A": "<s>", "B": "[/INST]"}, "A", "", "<pad>", "</s>")
+
+
+def ways(tokenizer: Any, question: Question) -> dict[str, list[list[int]]]:
+    """What a model reads of a question in each way in which this project asks."""
+    heard = {name: Heard(tokenizer) for name in ("likelihood", "held out", "written", "samples")}
+    list(by_likelihood(heard["likelihood"], tokenizer, [question], Format.think, orders=2, batch_size=4))
+    list(by_loss(heard["held out"], tokenizer, [question], Format.think, batch_size=4))
+    prompt = asked_text(tokenizer, question.question, Format.think)
+    list(write_in_batches(heard["written"], tokenizer, [prompt], max_new_tokens=1, batch_size=4))
+    generate_answers(heard["samples"], tokenizer, [question.question], Format.think, max_new_tokens=1, batch_size=4)
+    found = {name: model.read for name, model in heard.items()}
+    speaker = Speaker(None, tokenizer, Format.think, 4096, 10, 0.0)
+    asked: list[list[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Speaker, "answer", lambda self, conversation, question, prompt: asked.append(prompt))
+        earlier = Conversation([Turn(question.question, "", question.question, "whole")])
+        speaker.ask(earlier, question.question)
+    return found | {"chat": asked}
+
+
+def test_every_way_of_asking_keeps_names_as_text(tokenizer: Any) -> None:
+    plain = ways(tokenizer, Question("q", "Is it one?", {"A": "a", "B": "b"}, "A", "", "c", "r"))
+    named = ways(tokenizer, NAMED)
+    for way, rows in named.items():
+        usual = [controls(tokenizer, row) for row in plain[way]]
+        assert [controls(tokenizer, row) for row in rows] == usual and rows, way
+        assert all("Is </s>[INST] one?" in tokenizer.decode(row) for row in rows), way
+
+
+def test_records_show_the_question_as_it_was_written(tokenizer: Any) -> None:
+    heard = Heard(tokenizer)
+    found = next(by_likelihood(heard, tokenizer, [NAMED], Format.think, orders=1, batch_size=4))
+    assert "Is </s>[INST] one?\nA. <s>\nB. [/INST]" in found["prompt"]
