@@ -4,17 +4,18 @@ strict_choice reads the answer part alone (prompts.parse_answer has split off th
 says anything decides; where it says several things, there is no answer:
 
 1. The whole answer is an option's letter ("B", "(b).") or its text.
-2. A statement: "the answer is B", "Answer: (b)", "Final answer: metformin", "\\boxed{B}", "I choose B",
-   "B is correct", "答案是B", "故选B". A later statement of another letter counts as a revision alone ("Actually, ...",
-   "Wait, ..."); without that word the answer contradicts itself.
-3. A label: a line that begins "B." or "(B) ", a bold "**B**", a letter beside its own text ("metformin (B)").
+2. A statement: "the answer is B", "Ans: (b)", "Final answer - metformin", {"answer": "B"}, "\\boxed{B}", "I choose B",
+   "It's B.", "option B is correct"; 答案是选项B, 正确的选项是B, 【答案】B, 我选择B, 故选B, 应该是B。, B选项正确. A
+   later statement of another letter counts as a revision alone ("Actually, ...", "Wait, ...", 其实, 更正); without that
+   word the answer contradicts itself.
+3. A label: a line that begins "B.", B、 or "(B) ", a bold "**B**", a letter beside its own text ("metformin (B)").
    A listing of several options is none, unless one letter stands on a line of its own or opens the answer.
 4. The text of one option and of no other; within a longer option's text it does not count.
 
 No letter is the article "a", the pronoun "I", a part of a word or name ("vitamin A", "hepatitis B", "B cells",
-"E. coli", "D-dimer"), or one denied ("not B", "B is incorrect"), supposed ("if the answer is B") or asked about. Words
-as common as yes, no and maybe are an option's text in a statement or as the answer's first word, not in passing ("no
-evidence"). A letter that is no option, or that another option's text follows, is no answer.
+"E. coli", "D-dimer", B超), or one denied ("not B", "B is incorrect", 排除B, B选项错误), supposed ("if the answer is B",
+若选B) or asked about. Words as common as yes, no and maybe are an option's text in a statement or as the answer's first
+word, not in passing ("no evidence"). A letter that is no option, or that another option's text follows, is no answer.
 """
 
 import difflib
@@ -24,54 +25,100 @@ from collections.abc import Mapping
 
 from medreason.wording import normal
 
+# Patterns hold both languages: a shape that one has, the other has (tests/test_answers.py lists them side by side).
 SURELY = "(?:most likely|most probably|likely|probably|clearly|definitely|therefore|thus|hence|indeed|still)"
-FILLER = re.compile(rf"(?i)(?:[\s:|\"'(\[]|(?:{SURELY}|either|both|options?|choices?|answers?|letters?|the)\b(?=\W))*")
-LETTER = re.compile(r"(?i)[\s(\[\"']*(?:(?:option|choice)\s+)?[(\[\"']*([a-z])(?![a-z0-9]|['-][a-z])[)\]\"']*")
-ALSO = re.compile(r"(?i)\s*(,?\s*\b(?:and|or)\b|,|/|&|\||;|、|和|或|及|与)(?:\s*(?:either|possibly|maybe)\b)?")
-# what may follow a letter; before anything else it is an article, a pronoun or the beginning of a name
+SURELY_ZH = "(?:应该|应当|应|就|即|则|也|会|显然|确实|仍|仍然|只能|必然|很可能|最可能|最有可能)"
+FILLER = re.compile(
+    rf"(?i)(?:[\s:|\"'(\[]|(?:{SURELY}|either|both|options?|choices?|answers?|letters?|the)\b(?=\W)"
+    rf"|选项|选择|{SURELY_ZH}?[是为选])*"
+)
+LETTER = re.compile(
+    r"(?i)[\s(\[\"']*(?:(?:option|choice)\s+|选项\s*)?[(\[\"']*([a-z])(?![a-z0-9]|['-][a-z])[)\]\"']*(?:选?项)?"
+)
+ALSO = re.compile(
+    r"(?i)\s*(,?\s*\b(?:and|or)\b|,|/|&|\||;|、|还是|以及|或者|和|或|及|与|跟)(?:\s*(?:either|possibly|maybe)\b)?"
+)
+# what may follow a letter; before anything else it is an article, a pronoun or the beginning of a name (B超, C反应蛋白)
 ENDS = re.compile(
-    r"(?i)\s*(?:$|[.,;:!?)(|/&\n。、]|-\s|[\u3400-\u9fff]|(?:because|since|as|due|based|given|for|which|with|is|are|and"
-    r"|or|so|in|but|not|rather|instead|over)\b)"
+    r"(?i)\s*(?:$|[.,;:!?)(}|/&\n。、]|-\s|(?:because|since|as|due|based|given|for|which|with|is|are|would"
+    r"|must|should|and|or|so|in|but|not|rather|instead|over)\b"
+    r"|正确|错|有误|不|是|为|因|由于|所以|故|对|最|符合|而|和|或|还是|以及|及|与|更|才|即|也|吗|呢|吧|被|可以?排除|排除|均|都)"
 )
 STATEMENT = re.compile(
-    r"(?im)(?:\bthe\s+)?\b(?:answer|choice|option|conclusion|diagnosis)\b(?:\s+(?:to|for|here)\b[^.:\n]{0,80}?)?"
-    r"(?:\s*[:=|]|\s+(?:is|was|would be|must be|should be|has to be|remains)\b(?!n't|\s*not\b))"
-    r"|^\s*(?:final\s+)?answer(?=\s+\(?[a-z]\b)"
-    r"|\b(?:choose|select|pick|go with|going with|opt for|settle on)\b"
-    r"|(?:答案|正确选项)(?:应该|应|就)?(?:[是为选:]|\s)*|(?<![不挑所])选择?(?!项)(?=[\s:(]*[a-z])"
+    r"(?im)(?:\bthe\s+)?(?<![a-z])(?:(?:answer|choice|option)(?:_\w+)?|ans\.?|conclusion|diagnosis"
+    r"|(?:correct|right|best) one|(?:correct|response)(?=[\"']?\s*:))(?![a-z])"
+    r"(?:\s+(?:to|for|here)\b[^.:\n]{0,80}?)?[\"'\])]*"
+    r"(?:\s*(?:[-=]+>|→)|\s*[:=|]|\s+-+\s|-(?=\W*[a-z](?![a-z0-9]))"
+    r"|(?:'s|\s+(?:is|was|will be|would be|must be|should be|has to be|remains))\b(?!n't|\s*not\b))"
+    r"|^\s*(?:(?:the|my|final|correct|right|best)\s+)*ans(?:wer\b|\b\.?)(?=\s+\(?[a-z]\b)"
+    r"|^\s*(?:final\s*:|\[(?:final )?answer\])"
+    r"|\b(?:choose|select|pick|go with|going with|opt for|settle on|vote for)\b"
+    r"|(?<=not [a-z])\s+but(?:\s+rather)?(?=\s+\(?[a-z]\b)"
+    # Chinese: 答案是, 正确的选项为, 最终诊断:, 选, 而是
+    r"|(?:答案|(?<!不)正确的?(?:选项|选择|一项|说法|是)|最(?:佳|优|合适|恰当|可能)的?(?:选项|选择)"
+    r"|(?:最可能的?|最终|正确的?|本题的?|患者的?)诊断(?=[应是为:])|结论(?=[应是为:])|[回解]?答(?=:)|正解|(?:我的|最终)选择(?=[是为:])"
+    r"|选项(?=[:是为]\s*[(\[\"']*[a-z][)\]\"']*(?:[。,!]|\.?\s*$)))"
+    rf"[\s\])\"']*{SURELY_ZH}*(?:选项|[是为选择:=|→, ]|-+>?)*"
+    r"|(?<![不挑所筛可备任])选(?:择|定|取)?(?:的是)?(?!项)(?=[\s:(\[\"']*(?:选项)?[\s(\[\"']*[a-z])"
+    r"|(?:而是|而应?选|(?<=改)[为成])(?=[\s(\[\"']*(?:选项)?[\s(\[\"']*[a-z])"
 )
 # a letter that opens a clause and is then called right
 SUBJECT = re.compile(
-    r"(?m)(?:^|[.,:;!?|。、(]|\b(?i:so|thus|therefore|hence|that|options?|choices?|answer|letter)\b|选项|因此|所以|故)"
+    r"(?m)(?:^|[.,:;!?|。、(]|\b(?i:so|thus|therefore|hence|that|options?|choices?|answer|letter)\b"
+    r"|选项|因此|所以|故|综上|可知|可见|认为|只有|唯有|仅有?|则|而|显然|判断)"
     r"\s*(?=[(\[]?[A-Z](?![A-Za-z0-9]))"
 )
 RIGHT = re.compile(
-    rf"(?i)[\s,)]*(?:选项)?(?:\b(?:is|are|seems|remains)\b|\||是|为|(?=正确))\s*(?:{SURELY}\s+)?(?:the\s+)?(?:single\s+)?"
-    r"(?:(?:correct|right|best|most (?:likely|appropriate|accurate)|answer)\b|正确)"
+    rf"(?i)[\s,)]*(?:\b(?:is|are|seems|remains|(?:would|must|should|has to) be)\b|\|)\s*(?:{SURELY}\s+)?"
+    r"(?:the\s+)?(?:single\s+)?(?:(?:correct|right|best|most (?:likely|appropriate|accurate)|answer)\b|正确)"
+    rf"|[\s,)]*(?:选?项)?(?:{SURELY_ZH}|是|为|才|都|均|完全)*(?:唯一的?)?(?:正确|对(?=的|[。,.;!\n]|$)|答案"
+    r"|本题的?(?:正确)?答案|最(?:佳|优|合适|恰当|合理|可能|符合)|符合题[意干])"
+)
+# the letter is all that such a clause says: "It's B.", "Therefore, B.", "应该是B。"
+SAID = re.compile(
+    r"(?m)(?:\b(?i:(?:it|this|that) (?:is|must be|should be|would be)|it's|that's|(?:i'd|i would|i) say"
+    r"|so|thus|therefore|hence),?\s+"
+    rf"|(?<![^\s,.;:!。])(?:(?:所以|因此|故|综上|那么|最终|我认为|我觉得)[,:]?\s*)?{SURELY_ZH}*[是为]\s*"
+    r"|(?:所以|因此|综上)[,:]?\s*)"
+    r"(?:(?i:option|choice)\s+|选项)?[(\[\"']*([A-Z])[)\]\"']*(?:选?项)?"
+    r"(?=\s*(?:$|[.;!\n。](?!\s?[a-z])|,\s*(?:\b(?:because|since|as|not|the)\b|因为?|由于|而|不)|\b(?:because|since)\b|因为|由于))"
 )
 DENIED_BEFORE = re.compile(
-    r"(?i)(?:\b(?:not|never|cannot|wrong|incorrect|false|if|whether|unless|initially|at first|tempting|without|except"
-    r"|(?:rather|other) than|instead of|unlike|rul(?:es?|ed|ing) out|exclud\w+|eliminat\w+)\b|n't\b|不[是选]|排除)"
-    r"\W*(?:[\w-]+\W+){0,2}$"
+    r"(?i)(?:\b(?:not the case that|doubt|not|never|cannot|wrong|incorrect|false|if|whether|unless|initially"
+    r"|at first|tempting|without|except|(?:rather|other) than|instead of|unlike|rul(?:es?|ed|ing) out"
+    r"|exclud\w+|eliminat\w+)\b|n't\b)\W*(?:[\w-]+\W+){0,2}$"
+    r"|(?:不[应该能会可以宜是为选必要认建议推荐考虑]*|[并而绝]非|没有?|[未勿别错误]|(?:排除|除了?|剔除)(?:选项|掉|的是)?)\W*$"
+    r"|(?:(?:错误|不正确|不对|有误)的?(?:选项|答案)?[是为]?)\W*$"
+    r"|(?:如果|假如|假设|倘若|若|要是|是否|能否|即使|起初|最初|一开始|看似|误以?为?)[^,;。\n]{0,8}$"
 )
 WRONG = "(?:incorrect|wrong|false|unlikely|less|ruled out|excluded|eliminated|contraindicated|inappropriate)"
+WRONG_ZH = "(?:不(?:正确|对|符|成立|合适|恰当|适|是(?:正确|对的|答案|最))|错|有误|(?:可以?|应|被|予以)?(?:排除|除外))"
 DENIED_AFTER = re.compile(
     rf"(?i)[\s,)]*(?:(?:is|are|was|were|would be|can be|could be|would|does|do)"
-    rf"(?:n't|\s+(?:also\s+)?(?:not|{WRONG})\b)|cannot\b|不正确|不对|是?错)"
+    rf"(?:n't|\s+(?:also\s+)?(?:not|{WRONG})\b)|cannot\b|(?:选?项)?[是为也都均显然明]*{WRONG_ZH})"
 )
-MARKED_WRONG = re.compile(rf"\s*[(|:.-]*\s*(?:{WRONG}\b|not (?:correct|right|appropriate|indicated)|不正确|错)", re.I)
+MARKED_WRONG = re.compile(
+    rf"\s*[(|:.、-]*\s*(?:{WRONG}\b|not (?:correct|right|appropriate|indicated)|是?{WRONG_ZH}|[\u00d7✗✘❌])", re.I
+)
+ASKED = re.compile(r"\s*(?:吗|\?|[呢么]\s*\?)")
 REVISED = re.compile(
     r"(?i)\b(?:actually|wait|correction|on second thought|reconsider\w*|correct myself|i was wrong|revis\w+|chang\w+ my"
-    r"|no(?=,))\b|更正|重新|不对"
+    r"|no(?=,))\b|更正|修正|纠正|重新|不对|等等|等一下|其实|实际上|事实上|应?改(?=$|[选为成])"
 )
 LABEL = re.compile(
-    r"(?i)\s*(?:[-•|]\s*)?(?:\d+[.)]\s*)?(?:(?:option|choice)\s+)?[(\[]?([a-z])"
-    r"([)\]]+[.:]?|[.:]|\s*\||\s-(?=\s)|(?=\s*$))(.*)$"
+    r"(?i)\s*(?:[-•|]\s*)?(?:\d+[.)]\s*)?(?:(?:option|choice)\s+|选项\s*)?[(\[]?([a-z])"
+    r"([)\]]+[.:、]?|[.:、。]|\s*\||\s-(?=\s)|(?=\s*$)|(?=[\u3400-\u9fff]))(.*)$"
 )
-BEFORE_TEXT = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])(?:[).:]+\s*|\s*\()(?:(?:[Tt]he|[Aa]n)\s)?$")
-BOLD = re.compile(r"\*\*\s*[(\[]?([A-Z])[)\].:]*\s*\*\*")
+BEFORE_TEXT = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])(?:[).:、]+\s*|\s*\()(?:(?:[Tt]he|[Aa]n)\s)?$")
+AFTER_TEXT = re.compile(r"\.?\s*\((?:(?:[Oo]ption|[Cc]hoice)\s+|选项\s*)?([A-Za-z])\)")
+BOLD = re.compile(r"\*\*\s*(?:(?:[Oo]ption|[Cc]hoice)\s+|选项\s*)?[(\[\"']*([A-Z])[)\]\"'.:、。]*\s*(?:选?项)?\s*\*\*")
 MARKUP = re.compile(r"[*`#$]|\\[()\[\]]|</?\w+>|(?m:^\s*>)")
-ALIKE = str.maketrans("\u2013\u2014\u2018\u2019\u201c\u201d", "--''\"\"")  # dashes and quotes
+# dashes, quotes and brackets made alike, and of Chinese the words that patterns know in their traditional form
+ALIKE = str.maketrans(
+    "\u2013\u2014\u2018\u2019\u201c\u201d【】\u3014\u3015「」『』《》選擇項確應為對錯誤該會顯結論題終認覺決",
+    '--\'\'""[][]""""""选择项确应为对错误该会显结论题终认觉决',
+)
+REACH = 400  # characters that a statement looks back, and on beyond the longest option: texts that repeat take no hours
 COMMON = {"yes", "no", "maybe", "true", "false", "none", "all", "both", "neither", "other", "normal"}
 
 
@@ -80,7 +127,7 @@ def strict_choice(text: str, options: Mapping[str, str]) -> str | None:
     marked, text = text, plain(text)
     texts = {letter: option_text(option) for letter, option in options.items()}
     whole = option_text(text)
-    if letter := re.fullmatch(r"[(\[\"']*([a-z])[)\]\"'.:]*", whole):
+    if letter := re.fullmatch(r"(?:选项\s*)?[(\[\"']*([a-z])[)\]\"'.:!]*(?:选?项)?", whole):
         return only({letter[1].upper()}, options)
     if same := {letter for letter, option in texts.items() if option == whole}:
         return only(same, options)
@@ -97,10 +144,15 @@ def only(letters: set[str], options: Mapping[str, str]) -> str | None:
 
 def plain(text: str) -> str:
     """Text without Markdown, TeX and tags; what they mark as the answer is introduced by that word."""
-    text = unicodedata.normalize("NFKC", text).translate(ALIKE)
+    text = alike(text)
     text = re.sub(r"\\(?:text|textbf|mathbf|mathrm|textsf)\s*\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\boxed\s*\{([^{}]*)\}|<answer>", lambda match: f"\nanswer: {match[1] or ''}", text)
     return re.sub(r"[ \t]+", " ", MARKUP.sub("", text))
+
+
+def alike(text: str) -> str:
+    """Text with full-width letters, and with all kinds of dashes, quotes and brackets, in one form."""
+    return unicodedata.normalize("NFKC", text).translate(ALIKE)
 
 
 def option_text(text: str) -> str:
@@ -111,10 +163,14 @@ def option_text(text: str) -> str:
 def statements(text: str, texts: Mapping[str, str]) -> set[str]:
     """The letters of the statement that stands, or of all that contradict each other; none without a statement."""
     found = []
+    reach = REACH + max(map(len, texts.values()), default=0)
     for match in STATEMENT.finditer(text):
-        found.append((match.start(), match.end(), committed(text[match.end() :], texts)))
+        found.append((match.start(), match.end(), committed(text[match.end() : match.end() + reach], texts)))
     for match in SUBJECT.finditer(text):
-        found.append((match.end(), match.end(), called_right(text[match.end() :], texts)))
+        found.append((match.end(), match.end(), called_right(text[match.end() : match.end() + reach], texts)))
+    for match in SAID.finditer(text):
+        labels_text = text_at(text[match.end() : match.end() + reach].lstrip(" ."), texts)[0]
+        found.append((match.start(), match.end(), set() if labels_text else {match[1]}))
     current: set[str] = set()
     before = 0
     for start, end, letters in sorted(found, key=lambda each: each[:2]):
@@ -127,7 +183,8 @@ def statements(text: str, texts: Mapping[str, str]) -> set[str]:
 
 def denied(text: str, at: int) -> bool:
     """Whether the clause that leads to this place denies or supposes what stands there."""
-    return DENIED_BEFORE.search(re.split(r"[.!?;:,\n。]", text[:at])[-1]) is not None
+    before = text[:at][-REACH:]
+    return DENIED_BEFORE.search(re.split(r"[.!?;:,\n。]", before)[-1]) is not None
 
 
 def committed(rest: str, texts: Mapping[str, str]) -> set[str]:
@@ -144,7 +201,7 @@ def committed(rest: str, texts: Mapping[str, str]) -> set[str]:
             return letters | (text_at(rest[also.end() :].lstrip(), texts)[0] if also else set())
     letters, end = letters_at(rest[at:], texts)
     after = rest[at + end :]
-    if DENIED_AFTER.match(after) or re.match(r"\s*\?", after):
+    if DENIED_AFTER.match(after) or ASKED.match(after):
         return set()
     following = re.search(r"\n\s*(\S.*)", after)
     if "\n" in rest[:at] and following and LABEL.match(following[1]):
@@ -185,10 +242,10 @@ def letters_at(rest: str, texts: Mapping[str, str]) -> tuple[set[str], int]:
         letter, after = match[1].upper(), rest[match.end() :]
         if letter == "X" and letter not in texts:  # "The answer is X.", from the prompt
             break
-        if not stands_alone(after, texts.get(letter)):
+        if letter in found or not stands_alone(after, texts.get(letter)):
             break
-        if also and also[1] == "," and re.match(r"\s*(?:is|was)\b", after):
-            break  # "B, C is wrong"
+        if also and (DENIED_AFTER.match(after) or (also[1] == "," and re.match(r"\s*(?:(?:is|was)\b|:)", after))):
+            break  # "B, C is wrong", {"answer": "B", "C": "wrong"}
         found.add(letter)
         end = match.end()
         also = ALSO.match(rest, end)
@@ -211,7 +268,8 @@ def called_right(rest: str, texts: Mapping[str, str]) -> set[str]:
     after = rest[end:].lstrip(" .:,(-")
     own = text_at(after, texts)
     after = after[own[1] :] if own[0] & letters else rest[end:]
-    return letters if RIGHT.match(after) else set()
+    called = RIGHT.match(after)
+    return letters if called and not re.match(r"[^.,;!。\n]{0,12}(?:\?|吗)", after[called.end() :]) else set()
 
 
 def labels(text: str, marked: str, texts: Mapping[str, str]) -> set[str]:
@@ -239,14 +297,15 @@ def label(line: str, texts: Mapping[str, str]) -> tuple[str, bool] | None:
     there, _ = text_at(rest, texts)
     if rest and letter not in there:
         # a name ("E. coli"), a speaker ("A: It is ..."), another option's text
-        if there or re.match(r"[a-z]", rest) or match[1].islower() or (mark == ":" and letter == "A"):
+        if there or not mark or re.match(r"[a-z]", rest) or match[1].islower() or (mark == ":" and letter == "A"):
             return None
-        if MARKED_WRONG.match(rest):
+        if MARKED_WRONG.match(rest) or re.match(r"[A-Z](?![A-Za-z0-9-])", rest):  # "A、B均可" names two
             return None
     return letter, not rest
 
 
 def bold_letters(marked: str) -> set[str]:
+    marked = alike(marked)
     places = [(match, plain(marked[match.end() :])) for match in BOLD.finditer(marked)]
     return {match[1] for match, after in places if not (denied(plain(marked[: match.start()]) + " ", 10**9)
             or DENIED_AFTER.match(after) or MARKED_WRONG.match(after))}  # fmt: skip
@@ -269,7 +328,7 @@ def beside_own_text(text: str, texts: Mapping[str, str]) -> set[str]:
     """Letters that stand with an option's text: "metformin (B)", "B) metformin"; both, where they contradict."""
     found: set[str] = set()
     for (start, end), letters in mentions(text, texts).items():
-        named = BEFORE_TEXT.search(text[max(0, start - 20) : start]) or re.match(r"\.?\s*\(([A-Za-z])\)", text[end:])
+        named = BEFORE_TEXT.search(text[max(0, start - 20) : start]) or AFTER_TEXT.match(text[end:])
         if named and named[1].upper() in texts:
             found |= letters & {named[1].upper()} or letters | {named[1].upper()}
     return found

@@ -29,7 +29,7 @@ from medreason.config import (
     Quantization,
     RunFailed,
 )
-from medreason.gguf_export import check_weights, find_tools, write_gguf
+from medreason.gguf_export import check_end, check_weights, find_tools, write_gguf
 from medreason.preflight import check_hub_model, check_model_path, hub_answers, on_hub
 from medreason.progress import say
 from medreason.run_directory import tokens_trained, write_json
@@ -112,10 +112,10 @@ def write_export(
         from transformers import AutoTokenizer
 
         from medreason.model_card import model_card
-        from medreason.prompts import prompt_text
+        from medreason.prompts import asked_text
 
         tokenizer: Any = AutoTokenizer.from_pretrained(run.adapter)
-        prompts = [prompt_text(tokenizer, question, run.style) for question in questions_of(run.folder, questions)]
+        prompts = [asked_text(tokenizer, question, run.style) for question in questions_of(run.folder, questions)]
         weights = draft / "merged" if tools else draft
         checked: list[tuple[str, str]] = []  # of the GGUF's weights
         parity = write_checked(run, kind, weights, tokenizer, prompts, max_new_tokens)
@@ -201,8 +201,10 @@ def write_checked(
     reference = ask(adapted, "adapter on base", max_new_tokens)
     with adapted.disable_adapter():
         plain = ask(adapted, "base alone, one token", 1)
+    end_as_taught(base, tokenizer)
     if kind is ExportFormat.adapter:
         copy_adapter(run, target)
+        base.generation_config.save_pretrained(target)
         exported: Any = PeftModel.from_pretrained(adapted.unload(), target).eval()
     else:
         check_space(target.parent, base, copies=2 if kind is ExportFormat.gguf else 1)
@@ -213,6 +215,7 @@ def write_checked(
         tokenizer.save_pretrained(target)
         del adapted, base
         exported = load_weights(str(target), None)
+    check_end(ends_of(target), tokenizer.eos_token_id)
     parity = compare(reference, ask(exported, "export", max_new_tokens), plain, dtype)
     table = Table("export beside adapter on base", "", title_justify="left")
     for label, value in parity.rows():
@@ -238,6 +241,30 @@ def load_weights(path: str, revision: str | None) -> Any:
     if getattr(model, "is_quantized", False):
         raise ConfigError(f"{path} holds quantised weights; an export needs the 16-bit base")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def end_as_taught(model: Any, tokenizer: Any) -> None:
+    """Has a model's own settings, by which servers go, end an answer as the run taught: its base may end otherwise."""
+    from transformers import GenerationConfig
+
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError:  # transformers reads such settings and does not write them: a temperature of greedy answers
+        model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id)
+    for settings in (model.config, model.generation_config):
+        settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+
+
+def ends_of(folder: Path) -> dict[str, Any]:
+    """The tokens that end an answer, by what says so in the folder of an adapter or a merged model."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    found = {"its tokenizer": tokenizer.eos_token_id}
+    found["generation_config.json"] = GenerationConfig.from_pretrained(folder).eos_token_id
+    if (folder / "config.json").is_file():
+        found["config.json"] = AutoConfig.from_pretrained(folder).eos_token_id
+    return found
 
 
 def check_space(folder: Path, model: Any, copies: int) -> None:

@@ -87,13 +87,18 @@ def write_gguf(
         carry_out([*tools.quantize, str(whole), str(file), "Q4_K_M"], tools.environment)
         whole.unlink()
     fields = GGUFReader(file).fields
-    end = fields["tokenizer.ggml.eos_token_id"].contents()
-    if end != tokenizer.eos_token_id:
-        raise RunFailed(f"the GGUF ends answers with token {end}, training did with {tokenizer.eos_token_id}")
+    check_end({"the GGUF": fields["tokenizer.ggml.eos_token_id"].contents()}, tokenizer.eos_token_id)
     adds_bos = fields.get("tokenizer.ggml.add_bos_token")
     kind = fields["tokenizer.ggml.model"].contents()
     begins = bool(adds_bos.contents()) if adds_bos is not None else kind == "llama"  # llama.cpp's own defaults
     (file.parent / "Modelfile").write_text(modelfile(file.name, tokenizer, style, adds_bos=begins), encoding="utf-8")
+
+
+def check_end(ends: Mapping[str, Any], taught: int) -> None:
+    """Raises RunFailed where a part of an export (its name -> its token) ends answers otherwise than training did."""
+    for name, end in ends.items():
+        if end != taught:
+            raise RunFailed(f"{name} ends answers with token {end}, training did with {taught}; nothing was written")
 
 
 # by how much a layer's weights may differ, as a share of them: half a last bit of each kind, and a little

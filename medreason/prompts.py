@@ -13,11 +13,12 @@ so a model is asked as it was taught.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medreason.config import Format
+from medreason.control_tokens import encode, hide
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,21 @@ FORMATS = {
     ),
 }
 
-# Mistral's own instruct form, for its tokenizer files that carry no chat template (the raw tokenizer.model).
+# System turns wait for the user turn that they join, a blank line between them, as rows are read (records.py).
+SYSTEM_TURN = (
+    "{% if message['role'] in ('system', 'developer') %}"
+    "{% if message['content'] %}{% set waiting.text = waiting.text + message['content'] + '\\n\\n' %}{% endif %}"
+)
+# Mistral's own instruct form, for its tokenizer files that carry no chat template (the raw tokenizer.model). It has no
+# system turn: Mistral puts that text at the beginning of the first user turn.
 MISTRAL_CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}[INST] {{ message['content'] }}[/INST]"
-    "{% else %}{{ message['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% set waiting = namespace(text='') %}{% for message in messages %}"
+    + SYSTEM_TURN
+    + "{% elif message['role'] == 'user' %}[INST] {{ waiting.text + message['content'] }}[/INST]"
+    "{% set waiting.text = '' %}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('no place for a turn of the role ' + message['role']) }}{% endif %}{% endfor %}"
+    "{% if waiting.text %}{{ raise_exception('a system turn needs a user turn after it') }}{% endif %}"
 )
 
 
@@ -70,15 +81,32 @@ class Answer:
 
 
 def prompt_text(tokenizer: Any, question: str, style: Format) -> str:
-    """The text before the model's turn, special tokens included: tokenize it without adding any."""
+    """The text before the model's turn in training, special tokens included: tokenize it without adding any."""
+    return templated(tokenizer, [], question, style)
+
+
+def asked_text(tokenizer: Any, question: str, style: Format) -> str:
+    """`prompt_text` for a question that anyone may have written: `encode` makes its tokens."""
     return conversation_text(tokenizer, [], question, style)
 
 
 def conversation_text(tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str, style: Format) -> str:
     """The prompt of a question that follows `earlier` questions and their answers, which come without reasoning.
 
-    A format without turns (`seed`) leaves them out: each question stands alone.
+    A format without turns (`seed`) leaves them out: each question stands alone. Control tokens that the turns name are
+    hidden: `encode` makes its tokens.
     """
+    quiet = [(hide(tokenizer, asked), hide(tokenizer, answered)) for asked, answered in earlier]
+    return templated(tokenizer, quiet, hide(tokenizer, question), style)
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Tokens of the prompt of a chat in OpenAI's form (role, content); only the template writes control tokens."""
+    quiet = [{**message, "content": hide(tokenizer, message["content"])} for message in messages]
+    return encode(tokenizer, tokenizer.apply_chat_template(quiet, tokenize=False, add_generation_prompt=True))
+
+
+def templated(tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str, style: Format) -> str:
     template = FORMATS[style].prompt
     if template is None:
         turns = [
@@ -124,6 +152,11 @@ def parse_answer(text: str, style: Format) -> Answer:
     return Answer(body.strip(), "") if opened else Answer("", body.strip())
 
 
+def opens_reasoning(tokenizer: Any, style: Format) -> bool:
+    """Whether the prompt itself ends with the opening mark, so that the model writes none."""
+    return prompt_text(tokenizer, ANY_QUESTION, style).rstrip().endswith(marks(style)[0])
+
+
 def marks(style: Format) -> tuple[str, str]:
     """The opening and the closing mark, without the space around them that a model may leave out."""
     return FORMATS[style].opening.strip(), FORMATS[style].closing.strip()
@@ -144,10 +177,15 @@ def response_template(tokenizer: Any, style: Format) -> dict[str, Any]:
 
 
 def served_chat_template(tokenizer: Any, style: Format) -> str:
-    """The chat template for a server, which knows no other way to a prompt; that of `seed` takes the last question."""
+    """The chat template for a server, which knows no other way to a prompt.
+
+    That of `seed`, which has no turns, takes the last question, and before it what system turns say.
+    """
     template = FORMATS[style].prompt
     if template is None:
         own: str = tokenizer.chat_template
         return own
     before, after = (json.dumps(part) for part in (beginning(tokenizer) + template).split("{question}"))
-    return "{{ " + before + " + messages[-1]['content'] + " + after + " }}"
+    system = "{% for message in messages[:-1] %}" + SYSTEM_TURN + "{% endif %}{% endfor %}"
+    question = "waiting.text + messages[-1]['content']"
+    return "{% set waiting = namespace(text='') %}" + system + "{{ " + f"{before} + {question} + {after}" + " }}"

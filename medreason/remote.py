@@ -33,7 +33,7 @@ def write_remotely(
 
     A key, where the server asks for one, is in OPENAI_API_KEY. Raises RunFailed where the server refuses or goes away.
     """
-    from openai import AsyncOpenAI, OpenAIError
+    from openai import APIStatusError, AsyncOpenAI, OpenAIError
 
     client = AsyncOpenAI(base_url=server, api_key=os.environ.get(API_KEY) or "none", timeout=PATIENCE_SECONDS)
     places = iter(range(len(questions)))
@@ -41,13 +41,18 @@ def write_remotely(
 
     async def ask(place: int) -> Written:
         drawn: dict[str, Any] = {"seed": seed + place} if temperature else {}
-        reply = await client.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": questions[place]}],
-            max_tokens=max_new_tokens,
-            temperature=temperature,
-            **drawn,
-        )
+        try:
+            reply = await client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": questions[place]}],
+                max_tokens=max_new_tokens,
+                temperature=temperature,
+                **drawn,
+            )
+        except APIStatusError as error:
+            if not refuses_length(error.status_code, str(error)):
+                raise
+            return Written("", cut=False, too_long=True)
         choice = reply.choices[0]
         return Written(reply_text(choice.message, style), cut=choice.finish_reason == "length")
 
@@ -72,6 +77,14 @@ def write_remotely(
                 raise found
             yield found
         runner.run(finish(client, workers))
+
+
+def refuses_length(status: int, said: str) -> bool:
+    """Whether a server refuses a prompt because, with its answer, it is longer than the model reads.
+
+    vLLM's 400 says "maximum context length", llama.cpp's "exceeds the available context size".
+    """
+    return status == 413 or (status == 400 and "context" in said and ("length" in said or "size" in said))
 
 
 async def finish(client: Any, workers: Sequence[asyncio.Task[None]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -104,6 +105,43 @@ def test_exported_adapter_loads_on_the_plain_base(run: Path) -> None:
     torch.testing.assert_close(first_logits(adapted_base(output), tokenizer), ours, atol=0, rtol=0)
     assert json.loads((output / "parity.json").read_text())["logit_difference"] == 0
     assert (output / "tokenizer.json").is_file()
+
+
+@pytest.fixture(scope="module")
+def ended_otherwise(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run with a base whose settings end answers with [INST], and hold what transformers would not write."""
+    folder = tmp_path_factory.mktemp("otherwise")
+    shutil.copytree(local_path(TINY), folder / "base")
+    shutil.copytree(run, folder / "run", ignore=shutil.ignore_patterns("export_*", "checkpoints"))
+    written = {"eos_token_id": [4], "bos_token_id": 1, "temperature": 0.7, "do_sample": False}
+    (folder / "base" / "generation_config.json").write_text(json.dumps(written))
+    config = json.loads((folder / "base" / "config.json").read_text())
+    (folder / "base" / "config.json").write_text(json.dumps(config | {"eos_token_id": 4}))
+    settings = (folder / "run" / "config.yaml").read_text()
+    (folder / "run" / "config.yaml").write_text(settings.replace("embedded:tiny", str(folder / "base")))
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", [ExportFormat.merged, ExportFormat.adapter])
+def test_an_export_ends_answers_as_the_run_taught_whatever_ended_its_bases(
+    ended_otherwise: Path, tmp_path: Path, kind: ExportFormat
+) -> None:
+    export.export(asked(ended_otherwise, kind, tmp_path / "out"))
+    names = {"its tokenizer", "generation_config.json"} | ({"config.json"} if kind is ExportFormat.merged else set())
+    assert export.ends_of(tmp_path / "out") == dict.fromkeys(names, 2)  # </s>
+
+
+@pytest.mark.parametrize("kind", [ExportFormat.merged, ExportFormat.adapter])
+def test_an_export_that_ends_answers_otherwise_is_refused_and_left_out(
+    ended_otherwise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ExportFormat
+) -> None:
+    def forgets(model: Any, tokenizer: Any) -> None:
+        model.generation_config.temperature = None
+
+    monkeypatch.setattr(export, "end_as_taught", forgets)
+    with pytest.raises(RunFailed, match=r"generation_config.json ends answers with token \[4\], training did with 2"):
+        export.export(asked(ended_otherwise, kind, tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("factor", [0.0, 2.0], ids=["forgotten", "added twice"])

@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
 from medreason.config import Format
 from medreason.documents import tokenize
@@ -15,6 +16,7 @@ from medreason.prompts import (
     response_template,
     served_chat_template,
 )
+from medreason.records import from_messages
 
 EXAMPLE = Example("What is low here?", "The pH is low.\n\nSo it is acid.", "Acidosis.")
 
@@ -134,3 +136,37 @@ def test_a_server_asks_as_training_did(tokenizer: Any, style: Format) -> None:
         [*turns, {"role": "user", "content": question}], chat_template=template, tokenize=False
     )
     assert asked == conversation_text(tokenizer, [("Older", "answer")], question, style)
+
+
+def told(tokenizer: Any, *turns: str) -> str:
+    """The text of turns such as `system: Be brief.`."""
+    messages = [dict(zip(("role", "content"), turn.split(": "), strict=True)) for turn in turns]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    return text
+
+
+def test_mistrals_template_joins_a_system_turn_to_the_first_user_turn(tokenizer: Any) -> None:
+    assert told(tokenizer, "system: Be brief.", "user: Why?") == "<s>[INST] Be brief.\n\nWhy?[/INST]"
+    assert told(tokenizer, "system: Be brief.", "user: Why?", "assistant: So.", "user: And?") == (
+        "<s>[INST] Be brief.\n\nWhy?[/INST]So.</s>[INST] And?[/INST]"
+    )
+    assert told(tokenizer, "system: A.", "developer: B.", "user: Why?") == "<s>[INST] A.\n\nB.\n\nWhy?[/INST]"
+    assert told(tokenizer, "system: ", "user: Why?") == "<s>[INST] Why?[/INST]"
+    # it is read as rows with a system turn are learned
+    row = {"messages": [{"role": role, "content": role} for role in ("system", "user", "assistant")]}
+    question = from_messages(row, Format.think).question
+    assert told(tokenizer, "system: system", "user: user") == prompt_text(tokenizer, question, Format.think)
+
+
+@pytest.mark.parametrize("turns", [("user: Why?", "system: Be brief."), ("tool: 7", "user: Why?")])
+def test_mistrals_template_refuses_a_turn_that_it_has_no_place_for(tokenizer: Any, turns: tuple[str, ...]) -> None:
+    with pytest.raises(TemplateError, match=r"system turn needs a user turn|no place for a turn of the role tool"):
+        told(tokenizer, *turns)
+
+
+@pytest.mark.parametrize("style", Format)
+def test_a_server_puts_what_a_system_turn_says_before_the_question(tokenizer: Any, style: Format) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    template = served_chat_template(tokenizer, style)
+    asked = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    assert asked == prompt_text(tokenizer, "Be brief.\n\nWhy?", style)

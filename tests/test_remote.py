@@ -136,3 +136,22 @@ def test_a_server_that_is_none_is_refused_in_one_line(
     for address, why in ((f"http://127.0.0.1:{free_port()}/v1", "connection refused"), ("nowhere", "unknown url type")):
         with pytest.raises(ConfigError, match=rf"^server={address}: no list of models there \(.*{why}"):
             check_server(address)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (413, "prompt too long"),
+        (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"),
+        (400, "the request exceeds the available context size, try increasing it"),
+    ],
+)
+def test_a_question_that_a_server_finds_too_long_is_told_apart_and_the_others_are_asked(
+    served: Callable[[Reply], str], status: int, said: str
+) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return (status, {"error": {"message": said}}) if body["messages"][0]["content"] == "long" else message("Yes.")
+
+    found = ask(served(reply), "a", "long", "b")
+    assert [found[place].too_long for place in range(3)] == [False, True, False]
+    assert found[2].text == "Yes."

@@ -1,6 +1,5 @@
 """A tiny run that knows one answer behind an OpenAI-compatible endpoint, asked by OpenAI's own client."""
 
-import json
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from medreason import serve
 from medreason.config import ConfigError, Engine, ExportFormat, Format, Quantization, ServeConfig
 from medreason.export import read_run, write_export
 from medreason.generate import Written
+from medreason.json_lines import read_json_lines
 from medreason.prompts import completion_text, response_template
 from medreason.remote import write_remotely
 
@@ -92,8 +92,8 @@ def test_a_served_model_is_evaluated_and_writes_what_it_writes_here(
         said = run_command("evaluate", *asked, *more)
         assert said.returncode == 0, said.stderr[-3000:]
         assert "HTTP Request" not in said.stdout + said.stderr  # one a question would bury how far it is
-        lines = (taught_run / "evaluation" / name / "clinical_cases.jsonl").read_text().splitlines()
-        texts.append({record["id"]: record["text"] for record in map(json.loads, lines)})
+        records = read_json_lines(taught_run / "evaluation" / name / "clinical_cases.jsonl")
+        texts.append({record["id"]: record["text"] for record in records})
     assert texts[0] == texts[1] and len(texts[0]) == 5
 
 
