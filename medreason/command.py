@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medreason.config import ConfigError, RunFailed, TrainConfig
+from medreason.outside import one_line
 
 Config = TypeVar("Config")
 
@@ -118,7 +119,7 @@ def swept_settings() -> dict[str, str]:
 
 def refuse(name: str, error: Exception, schema: type) -> NoReturn:
     """Says what is wrong in one line and ends the process: exit code 2, or 1 where training itself failed."""
-    print(f"medreason.{name}: {explain(error, schema)}", file=sys.stderr)
+    print(f"medreason.{name}: {one_line(explain(error, schema))}", file=sys.stderr)
     sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 

@@ -20,6 +20,7 @@ from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
 from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, TrainConfig
 from medreason.corpus import Split, read_split
+from medreason.outside import one_line
 from medreason.preflight import check_hardware, check_installed, check_server
 from medreason.progress import quieten, say
 from medreason.run_directory import provenance, read_json, write_json
@@ -95,7 +96,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if answerer.run is not None:
         log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
-    print(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png")
+    print(one_line(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png"))
 
 
 def rows_if_there(trained: TrainConfig) -> Split | None:

@@ -30,6 +30,7 @@ from medreason.config import (
     RunFailed,
 )
 from medreason.gguf_export import check_weights, find_tools, write_gguf
+from medreason.outside import literal
 from medreason.preflight import check_hub_model, check_model_path, hub_answers, on_hub
 from medreason.progress import say
 from medreason.run_directory import tokens_trained, write_json
@@ -216,7 +217,7 @@ def write_checked(
     parity = compare(reference, ask(exported, "export", max_new_tokens), plain, dtype)
     table = Table("export beside adapter on base", "", title_justify="left")
     for label, value in parity.rows():
-        table.add_row(label, value)
+        table.add_row(literal(label), literal(value))
     Console(highlight=False).print(table)
     if not parity.holds:
         share = max(parity.least_share, parity.greatest_share, key=lambda share: abs(share - 1))

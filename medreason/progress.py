@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from medreason.outside import one_line
+
 BEGAN = time.monotonic()
 
 
@@ -14,7 +16,7 @@ def say(line: str) -> None:
     """Progress, a line each, with the time since the process began; of several processes, the first one speaks."""
     if not first_process():
         return
-    print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", flush=True)
+    print(f"[{time.monotonic() - BEGAN:6.1f} s] {one_line(line)}", flush=True)
 
 
 def first_process() -> bool:

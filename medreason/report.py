@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import ConfigError, Format
+from medreason.outside import one_line
 from medreason.page import (
     amount,
     answer,
@@ -341,9 +342,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lines = write_report(options.folder, options.top)
     except (ConfigError, OSError) as error:
-        print(f"medreason.report: {options.folder}: {error}", file=sys.stderr)
+        print(one_line(f"medreason.report: {options.folder}: {error}"), file=sys.stderr)
         return 2
-    print("\n".join(lines))
+    print("\n".join(map(one_line, lines)))
     return 0
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import ConfigError, TrainConfig
+from medreason.outside import drawn, pyplot
 
 PACKAGES = (
     "torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl",
@@ -192,18 +193,14 @@ def tokens_trained(run: Path) -> int:
 
 def draw_curves(run: Path) -> Path:
     """RUN/curves.png from RUN/metrics.csv: loss and held-out loss above, learning rate and gradient norm below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     rows = read_metrics(run / "metrics.csv")
     figure, (losses, rates) = plt.subplots(
         2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1), layout="constrained"
     )
     losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train (mean over a step's target tokens)")
     losses.plot(*series(rows, "val/loss"), color="#c0392b", marker="o", label="held out")
-    losses.set(ylabel="loss, nats per token", title=run.name)
+    losses.set(ylabel="loss, nats per token", title=drawn(run.name))
     losses.legend(frameon=False)
     losses.grid(alpha=0.3)
     rates.plot(*series(rows, "train/lr"), color="#2c7a4b", label="learning rate")

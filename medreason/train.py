@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
+from medreason.outside import literal, one_line
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
@@ -284,7 +285,6 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     import json
 
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from medreason.prompts import parse_answer
@@ -292,16 +292,15 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text())
     for sample in samples[:2]:
-        # escaped: square brackets in a row are text, not Rich's markup
-        console.print(f"\n[bold]Question[/]  {escape(sample['question'])}", soft_wrap=True)
-        console.print(f"[bold]Expected[/]  {escape(sample['answer'])}", soft_wrap=True)
+        console.print("\n[bold]Question[/] ", literal(sample["question"]), soft_wrap=True)
+        console.print("[bold]Expected[/] ", literal(sample["answer"]), soft_wrap=True)
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when], style)
                 console.print(f"[bold cyan]{when:8}[/]  reasoning: ", end="")
-                console.print(parsed.reasoning or "(none shown)", style="dim", markup=False, soft_wrap=True)
+                console.print(literal(parsed.reasoning or "(none shown)", "dim"), soft_wrap=True)
                 console.print("          answer:    ", end="")
-                console.print(parsed.answer or "(none)", markup=False, soft_wrap=True)
+                console.print(literal(parsed.answer or "(none)"), soft_wrap=True)
     table = Table("", "before", "after")
     measured = (
         ("held-out loss", "val_loss", "{:.3f}"),
@@ -317,7 +316,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
             table.add_row(label, *cells)
     console.print()
     console.print(table)
-    print(f"{results['steps']} optimizer steps; curves: {run / 'curves.png'}; everything: {run}")
+    print(one_line(f"{results['steps']} optimizer steps; curves: {run / 'curves.png'}; everything: {run}"))
 
 
 def main() -> None:
