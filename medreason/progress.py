@@ -27,6 +27,7 @@ def first_process() -> bool:
 def quieten() -> None:
     """Keeps Lightning from saying what `say` says better, or what is not so (our metrics file is written anew)."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of torchao's, which nobody here uses
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
     for client in ("httpx", "httpx2"):  # OpenAI's takes either: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
