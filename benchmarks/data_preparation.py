@@ -24,8 +24,10 @@ def grow(rows: str, count: int) -> None:
     import random
     from pathlib import Path
 
+    from medreason.json_lines import read_json_lines
+
     rng = random.Random(0)
-    originals = [json.loads(line) for line in Path(rows).read_text().splitlines()]
+    originals = read_json_lines(Path(rows))
 
     def varied(text: str) -> str:
         words = text.split(" ")

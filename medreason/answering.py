@@ -15,13 +15,15 @@ from typing import Any
 from medreason.answers import huatuo_choice, strict_choice
 from medreason.clinical_cases import answers_match
 from medreason.config import Format
-from medreason.documents import tokenize
+from medreason.control_tokens import encode, show
+from medreason.documents import asked_documents
 from medreason.generate import Written
-from medreason.likelihood import completion_losses, option_logprobs
-from medreason.prompts import Example, parse_answer, prompt_text
+from medreason.likelihood import completion_losses, option_logprobs, rows_of
+from medreason.prompts import ANY_QUESTION, Example, asked_text, parse_answer
 from medreason.statistics import majority
-from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, permuted, reasoning_prompt
+from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, permuted, presented, reasoning_prompt
 
+INSTRUCTION_BYTES = 256  # more than what is asked for after a question takes
 Record = dict[str, Any]
 Write = Callable[[Sequence[str]], Iterator[tuple[int, Written]]]  # prompts -> index of one, what was written to it
 
@@ -38,8 +40,7 @@ def by_likelihood(
             for order in cyclic_orders(len(question.options), orders)
         ]
         prompts = [
-            prompt_text(tokenizer, likelihood_prompt(permuted(members[number], order)), style)
-            for number, order in asked
+            asked_text(tokenizer, likelihood_prompt(permuted(members[number], order)), style) for number, order in asked
         ]
         letters = [list(members[number].options) for number, _ in asked]
         found: list[list[dict[str, float]]] = [[] for _ in members]  # of each question, in each order
@@ -79,10 +80,10 @@ def by_loss(
     for start in range(0, len(questions), batch_size):
         members = questions[start : start + batch_size]
         examples = [Example(question.question, question.reasoning, question.answer) for question in members]
-        documents = tokenize(examples, tokenizer, style)
+        documents = asked_documents(examples, tokenizer, style)
         losses = completion_losses(model, tokenizer, documents, batch_size=batch_size)
         for question, document, loss in zip(members, documents, losses, strict=True):
-            prompt = prompt_text(tokenizer, question.question, style)
+            prompt = asked_text(tokenizer, question.question, style)
             yield record(question, prompt, None, []) | {"gold": None, "loss": loss, "tokens": document.targets}
 
 
@@ -114,7 +115,9 @@ def by_writing(
     for place, written in write(prompts):
         number = asked[place][0]
         found[number][place] = written
-        if len(found[number]) == left[number]:
+        if len(found[number]) == left[number] and any(written.too_long for written in found[number].values()):
+            yield too_long(questions[number], kind)
+        elif len(found[number]) == left[number]:
             places = sorted(found[number])
             texts = [(asked[each][1], found[number][each]) for each in places]
             yield written_record(questions[number], prompts[places[0]], texts, kind, style)
@@ -166,12 +169,63 @@ def well_formed(written: Written, style: Format) -> bool:
     return bool(parsed.reasoning and parsed.answer) and not written.cut
 
 
+def tokens_needed(
+    tokenizer: Any, question: Question, kind: Kind, style: Format, *, orders: int, max_new_tokens: int | None
+) -> int:
+    """The longest text, in tokens, that a question has a model read and write; `max_new_tokens=None` writes nothing.
+
+    Raises ConfigError for a letter that has no token of its own after its prompt.
+    """
+    asked = [in_order(question, order) for order in cyclic_orders(len(question.options), orders)]
+    if max_new_tokens is not None:
+        prompts = [encode(tokenizer, asked_text(tokenizer, reasoning_prompt(one), style)) for one in asked]
+        return max(map(len, prompts)) + max_new_tokens
+    if kind is Kind.open:
+        return len(
+            asked_documents([Example(question.question, question.reasoning, question.answer)], tokenizer, style)[0]
+        )
+    rows = [
+        row
+        for one in asked
+        for row in rows_of(0, tokenizer, asked_text(tokenizer, likelihood_prompt(one), style), list(one.options))
+    ]
+    return max(len(row.tokens) for row in rows)
+
+
+def beyond(
+    room: int,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    kind: Kind,
+    style: Format,
+    *,
+    orders: int,
+    max_new_tokens: int | None,
+) -> list[str]:
+    """Ids of the questions that need more than `room` tokens. Raises ConfigError as `tokens_needed` does."""
+    found = []
+    around = len(asked_text(tokenizer, ANY_QUESTION, style).encode()) + INSTRUCTION_BYTES + (max_new_tokens or 0)
+    for number, question in enumerate(questions):
+        most = around + len("".join((presented(question), question.reasoning, question.answer)).encode())
+        # no token is less than a byte: few questions have to be tokenized; one is, to see that it can be scored
+        if number == 0 or most > room:
+            needed = tokens_needed(tokenizer, question, kind, style, orders=orders, max_new_tokens=max_new_tokens)
+            found += [question.id] if needed > room else []
+    return found
+
+
+def too_long(question: Question, kind: Kind) -> Record:
+    """The record of a question that is not asked, since the model cannot read it whole: it counts as not answered."""
+    found = record(question, "", None, []) | {"too_long": True}
+    return found | {"gold": None} if kind is Kind.open else found
+
+
 def record(question: Question, prompt: str, choice: str | None, choices: Sequence[str | None]) -> Record:
     return {
         "id": question.id,
         "subject": question.subject,
         "gold": question.answer,
-        "prompt": prompt,
+        "prompt": show(prompt),
         "text": "",
         "choice": choice,
         "choices": list(choices),

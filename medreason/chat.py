@@ -12,11 +12,12 @@ from typing import Any
 from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
 from medreason.config import ChatConfig, ConfigError, Format, Precision
+from medreason.control_tokens import encode
 from medreason.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
 from medreason.export import questions_of
 from medreason.preflight import check_installed, check_port
 from medreason.progress import quieten, say
-from medreason.prompts import FORMATS, conversation_text, marks
+from medreason.prompts import FORMATS, conversation_text, opens_reasoning
 
 SAMPLES = 3  # questions that the page offers
 
@@ -39,9 +40,7 @@ class Speaker:
         """
 
         def tokens_of(earlier: Any) -> list[int]:
-            text = conversation_text(self.tokenizer, earlier, question, self.style)
-            tokens: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-            return tokens
+            return encode(self.tokenizer, conversation_text(self.tokenizer, earlier, question, self.style))
 
         room = min(self.max_new_tokens, self.context_tokens // 2)
         prompt = fit(conversation, tokens_of, context_tokens=self.context_tokens, answer_tokens=room)
@@ -50,7 +49,7 @@ class Speaker:
     def answer(self, conversation: Conversation, question: str, prompt: list[int]) -> Generator[Piece]:
         from medreason.stream import AnswerStream
 
-        opened = self.tokenizer.decode(prompt).rstrip().endswith(marks(self.style)[0])
+        opened = opens_reasoning(self.tokenizer, self.style)
         limit = min(self.max_new_tokens, self.context_tokens - len(prompt))
         stream = AnswerStream(self.model, self.tokenizer, prompt, max_new_tokens=limit, temperature=self.temperature)
         ending: Ending = "stopped"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from medreason.config import Precision, RunFailed, TrainConfig
+from medreason.control_tokens import encode
 from medreason.generate import Written, written_text
 from medreason.model import local_path
 
@@ -76,7 +77,7 @@ def write_continuously(
 
     logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
     use_torch_attention(model)
-    tokens = [tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    tokens = [encode(tokenizer, prompt) for prompt in prompts]
     order = sorted(range(len(tokens)), key=lambda index: tokens[index])  # what begins alike is read once
     chosen: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     generation = GenerationConfig(

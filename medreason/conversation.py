@@ -1,11 +1,11 @@
 """A talk with a model: its text taken apart while it grows, the turns so far, the prompt that still fits."""
 
-import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from medreason.config import ConfigError, Format
+from medreason.json_lines import json_lines
 from medreason.prompts import marks, parse_answer
 
 Kind = Literal["reasoning", "answer"]
@@ -106,7 +106,7 @@ def fit(
 
 
 def as_json_lines(turns: Iterable[Turn]) -> str:
-    return "".join(json.dumps(asdict(turn), ensure_ascii=False) + "\n" for turn in turns)
+    return json_lines(asdict(turn) for turn in turns)
 
 
 def as_markdown(turns: Iterable[Turn], title: str, notice: str) -> str:

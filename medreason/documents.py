@@ -1,6 +1,7 @@
 """Examples -> documents of tokens, made once for each corpus, format and tokenizer."""
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from medreason import prompts as formats
 from medreason.cache import cache_key, cached_table
 from medreason.config import ConfigError, Format, TooLong
+from medreason.control_tokens import encode as quiet_encode
+from medreason.control_tokens import hide
 from medreason.corpus import Corpus
 from medreason.prompts import Example, completion_text, prompt_text
 
@@ -100,6 +103,20 @@ def tokenize(
     for text, prompt, whole, asked in zip(texts, prompts, encode(texts), encode(prompts), strict=True):
         parted = np.array_equal(whole[: len(asked)], asked)  # the prompt ends where a token does
         documents.append(Document(whole, len(asked) if parted else tokens_within(core, text, len(prompt))))
+    return documents
+
+
+def asked_documents(examples: Sequence[Example], tokenizer: Any, style: Format) -> list[Document]:
+    """The documents of `tokenize`, but for control tokens that a text names, which training refuses: they stay text."""
+    documents = tokenize(examples, tokenizer, style)
+    for index, example in enumerate(examples):
+        quiet = Example(*(hide(tokenizer, text) for text in (example.question, example.reasoning, example.answer)))
+        if quiet != example:
+            prompt = prompt_text(tokenizer, quiet.question, style)
+            asked = quiet_encode(tokenizer, prompt)
+            whole = quiet_encode(tokenizer, prompt + completion_text(quiet, style) + tokenizer.eos_token)
+            same = (one == other for one, other in zip(asked, whole, strict=False))
+            documents[index] = Document(np.array(whole, np.int32), sum(itertools.takewhile(bool, same)))
     return documents
 
 

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from fastapi import HTTPException
 from jinja2 import TemplateError
-from transformers import StoppingCriteriaList
+from transformers import BatchEncoding, StoppingCriteriaList
 from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIELDS, ChatCompletionHandler
 from transformers.cli.serving.completion import UNUSED_LEGACY_COMPLETION_FIELDS, CompletionHandler
 from transformers.cli.serving.response import UNUSED_RESPONSE_FIELDS, ResponseHandler
 from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
 
 from medreason.config import ConfigError
+from medreason.control_tokens import encode, hide
 from medreason.progress import say
 from medreason.request_checks import Body, Refused, check_model, checked
 
@@ -42,13 +43,41 @@ SENDING_SECONDS, TAKING_SECONDS = 20.0, 60.0  # that a client has to send its re
 
 @dataclass(eq=False)
 class Work:
-    """One request. `left`: nobody waits for its answer any more."""
+    """One request. `left`: nobody waits for its answer any more; `sampled`: it names a temperature."""
 
     begun: bool = False
     left: bool = False
+    sampled: bool = False
 
 
 AT_WORK: ContextVar[Work] = ContextVar("at_work")
+
+
+class Processor:
+    """A tokenizer in whose prompts only the chat template writes control tokens: what people send stays text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, *texts: Any, **settings: Any) -> Any:
+        return self.tokenizer(*texts, **settings)
+
+    def apply_chat_template(self, turns: Any, *, tools: Any = None, **settings: Any) -> Any:
+        settings |= {"tokenize": False, "return_dict": False, "return_tensors": None}
+        text = self.tokenizer.apply_chat_template(self.hidden(turns), tools=self.hidden(tools), **settings)
+        tokens = torch.tensor([encode(self.tokenizer, text)])
+        return BatchEncoding({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+
+    def hidden(self, part: Any) -> Any:
+        """All texts within, names of control tokens out of sight."""
+        if isinstance(part, dict):
+            return {self.hidden(key): self.hidden(value) for key, value in part.items()}
+        if isinstance(part, list):
+            return [self.hidden(each) for each in part]
+        return hide(self.tokenizer, part) if isinstance(part, str) else part
 
 
 @dataclass(frozen=True)
@@ -64,7 +93,7 @@ class Served:
         return self.force_model
 
     def load_model_and_processor(self, name: str, **_: Any) -> tuple[Any, Any]:
-        return self.model, self.tokenizer
+        return self.model, Processor(self.tokenizer)
 
     def get_model_modality(self, *_: Any, **__: Any) -> Modality:
         return Modality.LLM
@@ -96,6 +125,8 @@ class BoundedGeneration(GenerateManager):  # type: ignore[misc]  # transformers 
             raise Refused(400, "an empty prompt: write one")
         gen_config.max_new_tokens = min(gen_config.max_new_tokens or room, room)
         work = AT_WORK.get()
+        if work.sampled:
+            gen_config.do_sample = True  # transformers' handlers take a temperature and leave the answer greedy
 
         def nobody_waits(tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             return torch.full((len(tokens),), work.left, device=tokens.device, dtype=torch.bool)
@@ -191,6 +222,7 @@ class Endpoint:
             content = await read_body(scope, receive, self.longest_body, self.served.context_tokens)
             body = checked(path, content, self.served.force_model, self.served.tokenizer)
             body = {name: value for name, value in body.items() if name not in self.handlers[path][1]}
+            work.sampled = bool(body.get("temperature"))
             gone = asyncio.create_task(disconnected(receive))
             answered = asyncio.create_task(self.in_turn(path, body, work, scope, send))
             await asyncio.wait({gone, answered}, return_when=asyncio.FIRST_COMPLETED)

@@ -7,19 +7,18 @@ RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/scores.py)
                       scores.png        accuracy by benchmark and subject
 """
 
-import json
-import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
-from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, TrainConfig
+from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
 from medreason.corpus import Split, read_split
+from medreason.json_lines import append_json_lines, mend_last_line, read_json_lines
 from medreason.outside import one_line
 from medreason.preflight import check_hardware, check_installed, check_server
 from medreason.progress import quieten, say
@@ -75,13 +74,17 @@ def evaluate(config: EvaluateConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "evaluation.json", what | {"tasks": {task.name: task.fingerprint for task in tasks}})
     kinds = {task.name: task.kind for task in tasks}
-    if any(left.values()):
-        answered = (
-            loaded(config, answerer, batching)
-            if config.server is None
-            else served(config, config.server, what["served_model"], trained.data.format)
-        )
-        answer_all(answered, folder, {name: (kinds[name], some) for name, some in left.items()})
+    work = {name: (kinds[name], some) for name, some in left.items() if some}
+    if work and config.server is None:
+        import_engine(config, trained, batching)
+        from medreason.model import load_tokenizer
+
+        tokenizer = load_tokenizer(trained.model)
+        work = set_apart(config, trained.model, trained.data.format, tokenizer, folder, work)
+        if work:
+            answer_all(loaded(config, answerer, batching, tokenizer), folder, work)
+    elif work and config.server is not None:
+        answer_all(served(config, config.server, what["served_model"], trained.data.format), folder, work)
     found = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
     scores: dict[str, Any] = {
         "provenance": provenance(),
@@ -167,29 +170,12 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
 
 
 def read_records(path: Path, task: Task | None = None) -> list[dict[str, Any]]:
-    """The answers in a file, those to `task` in its order; a line that a kill has cut is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    """The answers in a file, those to `task` in its order."""
+    records = [record for record in read_json_lines(path) if "id" in record]
     if task is None:
         return records
     by_id = {record["id"]: record for record in records}
     return [by_id[question.id] for question in task.questions if question.id in by_id]
-
-
-def drop_cut_line(path: Path) -> None:
-    """Takes away a last line that a kill has cut."""
-    if path.is_file():
-        kept = path.read_bytes().rpartition(b"\n")
-        os.truncate(path, len(kept[0]) + len(kept[1]))
-
-
-def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    with path.open("a") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def answer_all(answered: Answering, folder: Path, left: dict[str, tuple[Kind, list[Question]]]) -> None:
@@ -197,41 +183,87 @@ def answer_all(answered: Answering, folder: Path, left: dict[str, tuple[Kind, li
     for name, (kind, questions) in left.items():
         # of like length together, so that little is padded
         questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
-        drop_cut_line(folder / f"{name}.jsonl")
+        mend_last_line(folder / f"{name}.jsonl")
         said = time.monotonic()
         for done, record in enumerate(answered(kind, questions), 1):
-            append_records(folder / f"{name}.jsonl", [record])
+            append_json_lines(folder / f"{name}.jsonl", [record])
             if time.monotonic() - said > SAID_EVERY_SECONDS or done == len(questions):
                 said = time.monotonic()
                 say(f"{name}: {done:,} of {len(questions):,}")
 
 
-def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> Answering:
+def import_engine(config: EvaluateConfig, trained: TrainConfig, batching: Batching) -> None:
+    """Imports what the model will need, Unsloth before transformers."""
+    if continuously(config, batching) or trained.model.precision.compiled:
+        say("importing transformers")
+    else:
+        from medreason.model import import_unsloth
+
+        say("importing Unsloth (10 to 30 seconds)")
+        import_unsloth()
+    quieten()
+
+
+def continuously(config: EvaluateConfig, batching: Batching) -> bool:
+    return config.method is Method.generate and batching is Batching.continuous
+
+
+def set_apart(
+    config: EvaluateConfig,
+    model: ModelConfig,
+    style: Format,
+    tokenizer: Any,
+    folder: Path,
+    left: dict[str, tuple[Kind, list[Question]]],
+) -> dict[str, tuple[Kind, list[Question]]]:
+    """What is left, without questions that are longer than the model reads: they get a record, as not answered.
+
+    Raises ConfigError for a benchmark none of whose questions the model can read, and for letters that have no token of
+    their own after the prompt.
+    """
+    from medreason.answering import beyond, too_long
+    from medreason.model import context_tokens
+
+    room = context_tokens(model)
+    written = config.max_new_tokens if config.method is Method.generate else None
+    kept: dict[str, tuple[Kind, list[Question]]] = {}
+    for name, (kind, questions) in left.items():
+        long = beyond(room, tokenizer, questions, kind, style, orders=config.orders, max_new_tokens=written)
+        if fitting := [question for question in questions if question.id not in long]:
+            kept[name] = kind, fitting
+        if not long:
+            continue
+        path = folder / f"{name}.jsonl"
+        reads = f"the {room:,} tokens that the model reads" + (f", with {written:,} for its answer" if written else "")
+        if not fitting and not read_records(path):
+            less = "; lower max_new_tokens" if written else ""
+            raise ConfigError(f"benchmarks={name}: all its questions are longer than {reads}{less}")
+        first = ", ".join(map(repr, list(long)[:3])) + (", ..." if len(long) > 3 else "")
+        say(f"{name}: {len(long):,} of {len(questions):,} questions longer than {reads} count as not answered: {first}")
+        mend_last_line(path)
+        append_json_lines(path, [too_long(question, kind) for question in questions if question.id in long])
+    return kept
+
+
+def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, tokenizer: Any) -> Answering:
     """Loads the model; records of questions come by the method asked for."""
     trained, adapter = answerer.config, answerer.adapter
-    continuous = config.method is Method.generate and batching is Batching.continuous
+    continuous = continuously(config, batching)
     if continuous:
-        say("importing transformers")
         from medreason.continuous import load_merged, write_continuously
-        from medreason.model import load_tokenizer
 
-        quieten()
-        model, tokenizer = load_merged(trained, adapter), load_tokenizer(trained.model)
+        model = load_merged(trained, adapter)
     else:
         from medreason.generate import widen, write_in_batches
-        from medreason.model import import_unsloth, load_tokenizer, load_trained
+        from medreason.model import load_trained
 
-        if not trained.model.precision.compiled:
-            say("importing Unsloth (10 to 30 seconds)")
-            import_unsloth()
-        quieten()
-        model, tokenizer = load_trained(trained, adapter), load_tokenizer(trained.model)
+        model = load_trained(trained, adapter)
         if config.method is Method.generate:
             widen(model, trained.model.precision)
     import torch
 
     from medreason.answering import by_likelihood, by_loss, by_writing
-    from medreason.prompts import prompt_text
+    from medreason.prompts import asked_text
 
     torch.manual_seed(config.seed)
     style, size, limit = trained.data.format, config.batch or BATCH[config.method], config.max_new_tokens
@@ -247,7 +279,7 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> An
 
     def answered(kind: Kind, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
         if config.method is Method.generate:
-            return by_writing(write, lambda turn: prompt_text(tokenizer, turn, style), questions, kind, style,
+            return by_writing(write, lambda turn: asked_text(tokenizer, turn, style), questions, kind, style,
                               orders=config.orders, samples=config.samples)  # fmt: skip
         if kind is Kind.open:
             return by_loss(model, tokenizer, questions, style, batch_size=size)

@@ -113,10 +113,10 @@ def write_export(
         from transformers import AutoTokenizer
 
         from medreason.model_card import model_card
-        from medreason.prompts import prompt_text
+        from medreason.prompts import asked_text
 
         tokenizer: Any = AutoTokenizer.from_pretrained(run.adapter)
-        prompts = [prompt_text(tokenizer, question, run.style) for question in questions_of(run.folder, questions)]
+        prompts = [asked_text(tokenizer, question, run.style) for question in questions_of(run.folder, questions)]
         weights = draft / "merged" if tools else draft
         checked: list[tuple[str, str]] = []  # of the GGUF's weights
         parity = write_checked(run, kind, weights, tokenizer, prompts, max_new_tokens)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from medreason.config import Format, Precision
-from medreason.prompts import prompt_text
+from medreason.control_tokens import encode
+from medreason.prompts import asked_text
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,7 @@ class Written:
 
     text: str
     cut: bool
+    too_long: bool = False  # a server refused the prompt: it is longer than the model reads
 
 
 def written_text(tokenizer: Any, tokens: Sequence[int]) -> Written:
@@ -52,6 +55,15 @@ def inference(model: Any) -> Iterator[None]:
         model.train(trained)
 
 
+def left_padded(tokenizer: Any, prompts: Sequence[str], device: Any) -> tuple[Tensor, Tensor]:
+    """Prompts' tokens and the mask that leaves their padding out, each (prompts, tokens) int64."""
+    rows = [encode(tokenizer, prompt) for prompt in prompts]
+    width = max(map(len, rows))
+    tokens = [[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return torch.tensor(tokens, device=device), torch.tensor(mask, device=device)
+
+
 def write_in_batches(
     model: Any,
     tokenizer: Any,
@@ -70,26 +82,20 @@ def write_in_batches(
     with inference(model):
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
-            inputs = tokenizer(
-                [prompts[member] for member in members],
-                add_special_tokens=False,
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
-            ).to(model.device)
+            tokens, mask = left_padded(tokenizer, [prompts[member] for member in members], model.device)
             with torch.inference_mode():
                 written = model.generate(
-                    input_ids=inputs["input_ids"],
-                    attention_mask=inputs["attention_mask"],
+                    input_ids=tokens,
+                    attention_mask=mask,
                     max_new_tokens=max_new_tokens,
                     use_cache=True,
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
                     **chosen,
                 )
-            completions = written[:, inputs["input_ids"].shape[1] :].tolist()
-            for member, tokens in zip(members, completions, strict=True):
-                yield member, written_text(tokenizer, tokens)
+            completions = written[:, tokens.shape[1] :].tolist()
+            for member, completion in zip(members, completions, strict=True):
+                yield member, written_text(tokenizer, completion)
 
 
 def generate_answers(
@@ -103,7 +109,7 @@ def generate_answers(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Written]:
     """The greedy answer to each question, in their order."""
-    prompts = [prompt_text(tokenizer, question, style) for question in questions]
+    prompts = [asked_text(tokenizer, question, style) for question in questions]
     answers: dict[int, Written] = {}
     for index, written in write_in_batches(
         model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from medreason.config import ConfigError
+from medreason.control_tokens import encode
 from medreason.documents import Document
 
 
@@ -21,25 +23,42 @@ class Row:
     options: tuple[int, ...]
     continuations: tuple[tuple[int, ...], ...]  # of each option, its tokens; the row holds all of them but the last
 
+    @property
+    def first(self) -> int:
+        """The position whose logits are those of the continuations' first token."""
+        return len(self.tokens) - len(self.continuations[0])
+
+
+def encode_pair(tokenizer: Any, prompt: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Tokens of a prompt, and of what continues it, as lm-evaluation-harness parts them (`_encode_pair`).
+
+    Spaces at the prompt's end belong to the continuation, with whose first letter they may be one token; what the text
+    as a whole has beyond the prompt's tokens is the continuation. Raises ConfigError where that is nothing.
+    """
+    bare = prompt.rstrip()
+    before = encode(tokenizer, bare)
+    own = encode(tokenizer, prompt + continuation)[len(before) :]
+    if not own or not before:
+        raise ConfigError(
+            f"method=likelihood: {continuation!r} has no token of its own after a prompt that ends in {bare[-20:]!r}; "
+            "end the chat template otherwise (model.chat_template), or set method=generate"
+        )
+    return tuple(before), tuple(own)
+
 
 def rows_of(question: int, tokenizer: Any, prompt: str, continuations: Sequence[str]) -> list[Row]:
-    """One row for all options that are one token, one for each that is several.
+    """Rows from which every option can be read; options that differ in their last token alone share one.
 
-    An option is tokenized together with its prompt, as a model would have to write it.
+    Raises ConfigError for an option that has no token of its own.
     """
-    before = tokenizer(prompt, add_special_tokens=False).input_ids
-    short: list[tuple[int, tuple[int, ...]]] = []
-    rows = []
+    rows: dict[tuple[int, ...], list[tuple[int, tuple[int, ...]]]] = {}
     for option, continuation in enumerate(continuations):
-        whole = tokenizer(prompt + continuation, add_special_tokens=False).input_ids
-        own = tuple(whole[len(before) :])
-        if len(own) == 1 and whole[: len(before)] == before:
-            short.append((option, own))
-        else:
-            rows.append(Row(question, tuple(whole[:-1]), (option,), (own,)))
-    if short:
-        rows.append(Row(question, tuple(before), tuple(o for o, _ in short), tuple(own for _, own in short)))
-    return rows
+        before, own = encode_pair(tokenizer, prompt, continuation)
+        rows.setdefault((len(own), *before, *own[:-1]), []).append((option, own))
+    return [
+        Row(question, tuple(tokens), tuple(option for option, _ in found), tuple(own for _, own in found))
+        for (_, *tokens), found in rows.items()
+    ]
 
 
 @torch.inference_mode()
@@ -54,7 +73,8 @@ def option_logprobs(
 ) -> list[list[float]]:
     """For each prompt the log-probability of each of its continuations, summed over tokens; in nats.
 
-    Prompts hold their special tokens. The model must be in evaluation mode.
+    Prompts hold their special tokens. The model must be in evaluation mode. Raises ConfigError for a continuation that
+    has no token of its own.
     """
     rows = [
         row for index, prompt in enumerate(prompts) for row in rows_of(index, tokenizer, prompt, continuations[index])
@@ -66,10 +86,10 @@ def option_logprobs(
         longest = max(len(row.tokens) for row in batch)
         # padded on the right: what comes after a token is nothing to a causal model, so no mask is needed
         padded = [list(row.tokens) + [tokenizer.pad_token_id] * (longest - len(row.tokens)) for row in batch]
-        logits: Tensor = model(input_ids=torch.tensor(padded, device=model.device), use_cache=False).logits
+        first = min(row.first for row in batch)
+        logits = logits_from(model, torch.tensor(padded, device=model.device), first)
         for row, lines in zip(batch, logits, strict=True):
-            width = len(row.continuations[0])
-            logprobs = lines[len(row.tokens) - width : len(row.tokens)].float().log_softmax(-1)
+            logprobs = lines[row.first - first : len(row.tokens) - first].float().log_softmax(-1)
             for option, own in zip(row.options, row.continuations, strict=True):
                 found[row.question][option] = sum(logprobs[place, token].item() for place, token in enumerate(own))
         progress(min(start + batch_size, len(rows)), len(rows))
@@ -87,10 +107,17 @@ def completion_losses(model: Any, tokenizer: Any, documents: Sequence[Document],
         padded = np.full((len(members), longest), tokenizer.pad_token_id, np.int64)
         for row, member in zip(padded, members, strict=True):
             row[: len(documents[member])] = documents[member].tokens
-        logits: Tensor = model(input_ids=torch.from_numpy(padded).to(model.device), use_cache=False).logits
+        first = min(documents[member].prompt_tokens for member in members) - 1
+        logits = logits_from(model, torch.from_numpy(padded).to(model.device), first)
         for row, lines, member in zip(padded, logits, members, strict=True):
             document = documents[member]
             targets = torch.from_numpy(row[document.prompt_tokens : len(document)]).to(lines.device)
-            predicted = lines[document.prompt_tokens - 1 : len(document) - 1].float()
+            predicted = lines[document.prompt_tokens - 1 - first : len(document) - 1 - first].float()
             losses[member] = cross_entropy(predicted, targets, reduction="sum").item()
     return losses
+
+
+def logits_from(model: Any, tokens: Tensor, first: int) -> Tensor:
+    """Logits from a position on, (rows, tokens - first, vocabulary): the head is a large share of a short pass."""
+    logits: Tensor = model(input_ids=tokens, use_cache=False, logits_to_keep=tokens.shape[1] - first).logits
+    return logits

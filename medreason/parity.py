@@ -115,18 +115,18 @@ def observe(
     """The greedy answers of a plain transformers or PEFT model, the logits that led to them, its layers one by one."""
     import torch
 
+    from medreason.generate import left_padded
+
     texts: list[str] = []
     tokens: list[list[int]] = []
     logits: list[Tensor] = []
     for start in range(0, len(prompts), BATCH):
         members = list(prompts[start : start + BATCH])
-        inputs = tokenizer(
-            members, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-        ).to(model.device)
+        asked, mask = left_padded(tokenizer, members, model.device)
         with torch.inference_mode():
             written = model.generate(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
+                input_ids=asked,
+                attention_mask=mask,
                 max_new_tokens=max_new_tokens,
                 do_sample=False,
                 use_cache=True,
@@ -135,7 +135,7 @@ def observe(
                 output_logits=True,
                 return_dict_in_generate=True,
             )
-        completions = written.sequences[:, inputs["input_ids"].shape[1] :].tolist()
+        completions = written.sequences[:, asked.shape[1] :].tolist()
         steps = torch.stack([step.float().cpu() for step in written.logits], dim=1)  # (questions, tokens, vocabulary)
         for completion, scored in zip(completions, steps, strict=True):
             ended = completion.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in completion else None

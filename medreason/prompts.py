@@ -13,11 +13,12 @@ so a model is asked as it was taught.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from medreason.config import Format
+from medreason.control_tokens import encode, hide
 
 
 @dataclass(frozen=True)
@@ -70,15 +71,32 @@ class Answer:
 
 
 def prompt_text(tokenizer: Any, question: str, style: Format) -> str:
-    """The text before the model's turn, special tokens included: tokenize it without adding any."""
+    """The text before the model's turn in training, special tokens included: tokenize it without adding any."""
+    return templated(tokenizer, [], question, style)
+
+
+def asked_text(tokenizer: Any, question: str, style: Format) -> str:
+    """`prompt_text` for a question that anyone may have written: `encode` makes its tokens."""
     return conversation_text(tokenizer, [], question, style)
 
 
 def conversation_text(tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str, style: Format) -> str:
     """The prompt of a question that follows `earlier` questions and their answers, which come without reasoning.
 
-    A format without turns (`seed`) leaves them out: each question stands alone.
+    A format without turns (`seed`) leaves them out: each question stands alone. Control tokens that the turns name are
+    hidden: `encode` makes its tokens.
     """
+    quiet = [(hide(tokenizer, asked), hide(tokenizer, answered)) for asked, answered in earlier]
+    return templated(tokenizer, quiet, hide(tokenizer, question), style)
+
+
+def chat_tokens(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Tokens of the prompt of a chat in OpenAI's form (role, content); only the template writes control tokens."""
+    quiet = [{**message, "content": hide(tokenizer, message["content"])} for message in messages]
+    return encode(tokenizer, tokenizer.apply_chat_template(quiet, tokenize=False, add_generation_prompt=True))
+
+
+def templated(tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str, style: Format) -> str:
     template = FORMATS[style].prompt
     if template is None:
         turns = [
@@ -122,6 +140,11 @@ def parse_answer(text: str, style: Format) -> Answer:
     if closed:
         return Answer(reasoning.strip(), answer.strip())
     return Answer(body.strip(), "") if opened else Answer("", body.strip())
+
+
+def opens_reasoning(tokenizer: Any, style: Format) -> bool:
+    """Whether the prompt itself ends with the opening mark, so that the model writes none."""
+    return prompt_text(tokenizer, ANY_QUESTION, style).rstrip().endswith(marks(style)[0])
 
 
 def marks(style: Format) -> tuple[str, str]:

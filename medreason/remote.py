@@ -7,6 +7,7 @@ The server puts the question into its own chat template: what is evaluated is wh
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from medreason.preflight import API_KEY
 from medreason.prompts import joined_text
 
 PATIENCE_SECONDS = 3600.0  # for one answer: a server lets a request wait for its turn
+BUSY_SECONDS = 1.0  # until a server without a free place is asked again
 
 
 def write_remotely(
@@ -31,9 +33,10 @@ def write_remotely(
 ) -> Iterator[tuple[int, Written]]:
     """Pairs of a question's index and what was written to it, as answers come; `temperature` 0 is greedy.
 
-    A key, where the server asks for one, is in OPENAI_API_KEY. Raises RunFailed where the server refuses or goes away.
+    A server that has no place for a request is asked again. A key, where it asks for one, is in OPENAI_API_KEY. Raises
+    RunFailed where the server refuses or goes away.
     """
-    from openai import AsyncOpenAI, OpenAIError
+    from openai import APIStatusError, AsyncOpenAI, OpenAIError, RateLimitError
 
     client = AsyncOpenAI(base_url=server, api_key=os.environ.get(API_KEY) or "none", timeout=PATIENCE_SECONDS)
     places = iter(range(len(questions)))
@@ -41,20 +44,35 @@ def write_remotely(
 
     async def ask(place: int) -> Written:
         drawn: dict[str, Any] = {"seed": seed + place} if temperature else {}
-        reply = await client.chat.completions.create(
-            model=model,
-            messages=[{"role": "user", "content": questions[place]}],
-            max_tokens=max_new_tokens,
-            temperature=temperature,
-            **drawn,
-        )
+        try:
+            reply = await client.chat.completions.create(
+                model=model,
+                messages=[{"role": "user", "content": questions[place]}],
+                max_tokens=max_new_tokens,
+                temperature=temperature,
+                **drawn,
+            )
+        except APIStatusError as error:
+            if not refuses_length(error.status_code, str(error)):
+                raise
+            return Written("", cut=False, too_long=True)
         choice = reply.choices[0]
         return Written(reply_text(choice.message, style), cut=choice.finish_reason == "length")
+
+    async def ask_until_there_is_room(place: int) -> Written:
+        given_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await ask(place)
+            except RateLimitError:
+                if time.monotonic() > given_up:
+                    raise
+            await asyncio.sleep(BUSY_SECONDS)
 
     async def work() -> None:
         for place in places:  # one for all
             try:
-                answered.put_nowait((place, await ask(place)))
+                answered.put_nowait((place, await ask_until_there_is_room(place)))
             except Exception as error:
                 answered.put_nowait(error)
 
@@ -72,6 +90,14 @@ def write_remotely(
                 raise found
             yield found
         runner.run(finish(client, workers))
+
+
+def refuses_length(status: int, said: str) -> bool:
+    """Whether a server refuses a prompt because, with its answer, it is longer than the model reads.
+
+    vLLM's 400 says "maximum context length", llama.cpp's "exceeds the available context size".
+    """
+    return status == 413 or (status == 400 and "context" in said and ("length" in said or "size" in said))
 
 
 async def finish(client: Any, workers: Sequence[asyncio.Task[None]]) -> None:

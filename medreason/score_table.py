@@ -69,6 +69,7 @@ MEASURES: dict[str, Callable[[Score], str]] = {
     "HuatuoGPT-o1's rule": share_of("huatuo"),
     "always the same letter": always_one_letter,
     "letters chosen": chosen_letters,
+    "longer than the model reads": lambda score: str(score.get("too_long", "")),
     "no answer": lambda score: str(score["no_answer"]) if "no_answer" in score else "",
     "cut by max_new_tokens": lambda score: str(score["cut"]) if "format" in score else "",
     "reasoning, then answer": share_of("format"),

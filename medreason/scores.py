@@ -11,6 +11,7 @@ A record is a question's line in RUN/evaluation/NAME/BENCHMARK.jsonl:
     confidence             share of the samples that made this choice (samples > 1); `texts` holds them all
     loss, tokens           of the expected answer: cross entropy in nats, summed over so many tokens (held_out)
     formed                 whether it showed its reasoning and then answered (method=generate)
+    too_long               true where a question was not asked, being longer than the model reads; counts as no answer
     cut                    whether the length limit ended it, or one of its samples
 """
 
@@ -38,7 +39,7 @@ COVERAGES = (1.0, 0.8, 0.6, 0.4, 0.2)  # shares of the questions, the surest ans
 
 def right(records: Sequence[Record], rule: str = "choice") -> list[bool]:
     """Which questions were answered correctly; no answer is wrong."""
-    return [record[rule] == record["gold"] for record in records]
+    return [record.get(rule) == record["gold"] for record in records]
 
 
 def summarize(records: Sequence[Record], seen: AbstractSet[str] = frozenset()) -> dict[str, Any]:
@@ -48,7 +49,10 @@ def summarize(records: Sequence[Record], seen: AbstractSet[str] = frozenset()) -
     apply.
     """
     found: dict[str, Any] = {"questions": len(records), "cut": sum(bool(record["cut"]) for record in records)}
+    if long := sum(bool(record.get("too_long")) for record in records):
+        found["too_long"] = long
     graded = [record for record in records if record["gold"] is not None]
+    asked = [record for record in graded if not record.get("too_long")]
     if graded:
         found |= accuracy(right(graded))
         found["no_answer"] = sum(record["choice"] is None for record in graded)
@@ -60,16 +64,17 @@ def summarize(records: Sequence[Record], seen: AbstractSet[str] = frozenset()) -
             found["unseen"] = accuracy(right([record for record in graded if record["id"] not in seen]))
         if any(record.get("huatuo") for record in graded):
             found["huatuo"] = accuracy(right(graded, "huatuo"))
-        if all("probabilities" in record or "confidence" in record for record in graded):
-            found["calibration"] = calibration(graded)
-        if any(len(record["choices"]) > 1 for record in graded):
-            found["agreement"] = accuracy([len(set(record["choices"])) == 1 for record in graded])
-        if all("probabilities" in record or "huatuo" in record for record in graded):
+    if asked:
+        if all("probabilities" in record or "confidence" in record for record in asked):
+            found["calibration"] = calibration(asked)
+        if any(len(record["choices"]) > 1 for record in asked):
+            found["agreement"] = accuracy([len(set(record["choices"])) == 1 for record in asked])
+        if all("probabilities" in record or "huatuo" in record for record in asked):
             found["letters"] = letters(graded)
-    if any("loss" in record for record in records):
-        found["loss"] = loss([record["loss"] for record in records], [record["tokens"] for record in records])
-    if any("formed" in record for record in records):
-        found["format"] = accuracy([record["formed"] for record in records])
+    if scored := [record for record in records if "loss" in record]:
+        found["loss"] = loss([record["loss"] for record in scored], [record["tokens"] for record in scored])
+    if written := [record for record in records if "formed" in record]:
+        found["format"] = accuracy([record["formed"] for record in written])
     return found
 
 

@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY, run_command
 from medreason.answerer import find_answerer
 from medreason.config import ConfigError, Format, Precision
+from medreason.json_lines import read_json_lines
 from medreason.model import local_path
 
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -75,8 +76,8 @@ def test_an_adapter_answers_as_its_run_does_and_keeps_its_answers_beside_it(taug
     for given in (taught_run, taught_run / "adapter"):
         said = run_command("evaluate", f"run={given}", *asked, f"output={tmp_path / given.name}")
         assert said.returncode == 0, said.stderr[-3000:]
-        records = (tmp_path / given.name / "clinical_cases.jsonl").read_text().splitlines()
-        texts.append([json.loads(record)["text"] for record in records])
+        records = read_json_lines(tmp_path / given.name / "clinical_cases.jsonl")
+        texts.append([record["text"] for record in records])
     assert texts[0] == texts[1] and len(texts[0]) == 2
     refused = run_command("evaluate", f"run={taught_run}/adapter", "benchmarks=[held_out]")
     assert refused.returncode == 2 and "only a run has rows that it held out" in refused.stderr

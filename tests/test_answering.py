@@ -4,14 +4,26 @@ from typing import Any
 
 import pytest
 
-from medreason.answering import by_likelihood, by_loss, by_writing, own_letters, shares, written_record
+from medreason.answering import (
+    beyond,
+    by_likelihood,
+    by_loss,
+    by_writing,
+    own_letters,
+    record,
+    shares,
+    tokens_needed,
+    too_long,
+    written_record,
+)
 from medreason.config import Format
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
 from medreason.generate import Written
 from medreason.model import summed_loss
 from medreason.prompts import Example, prompt_text
-from medreason.tasks import Kind, Question, cyclic_orders
+from medreason.scores import summarize
+from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, reasoning_prompt
 
 IRON = Question("q1", "Which metal does haemoglobin hold?", {"A": "iron", "B": "zinc", "C": "tin"}, "A", "blood", "")
 CASE = Question("c1", "Stage?", {}, "Stage G4", "kidney", "")
@@ -138,3 +150,43 @@ def test_a_record_of_one_text_holds_no_samples() -> None:
         IRON, "p", [((0, 1, 2), Written(thought("The answer is A."), True))], Kind.choice, Format.think
     )
     assert "texts" not in found and "confidence" not in found and found["cut"] is True
+
+
+def test_questions_longer_than_the_model_reads_are_found_and_count_as_no_answer(tokenizer: Any) -> None:
+    long = Question("q2", "Which?", IRON.options, "A", "blood", "The notes say. " * 300)  # 4,500 tokens
+    settings: dict[str, Any] = {"orders": 1, "max_new_tokens": None}
+    needed = tokens_needed(tokenizer, long, Kind.choice, Format.think, **settings)
+    prompt = prompt_text(tokenizer, likelihood_prompt(long), Format.think)
+    assert needed == len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    for room, found in ((needed, []), (needed - 1, ["q2"])):
+        assert beyond(room, tokenizer, [IRON, long], Kind.choice, Format.think, **settings) == found
+    settings["max_new_tokens"] = 100
+    written = tokens_needed(tokenizer, long, Kind.choice, Format.think, **settings)
+    asked = prompt_text(tokenizer, reasoning_prompt(long), Format.think)
+    assert written == len(tokenizer(asked, add_special_tokens=False).input_ids) + 100
+    row = Question("r1", "q" * 50, {}, "a" * 50, "", "", "r" * 50)
+    document = tokenize([Example(row.question, row.reasoning, row.answer)], tokenizer, Format.think)[0]
+    assert tokens_needed(tokenizer, row, Kind.open, Format.think, orders=1, max_new_tokens=None) == len(document)
+
+
+def test_scores_tell_how_many_questions_were_too_long() -> None:
+    records = [
+        {"probabilities": {"A": 0.7, "B": 0.3}, **record(IRON, "p", "A", ["A"])},
+        too_long(IRON, Kind.choice),
+    ]
+    found = summarize(records)
+    assert (found["questions"], found["correct"], found["no_answer"], found["too_long"]) == (2, 1, 1, 1)
+    assert found["calibration"]["ece"] == pytest.approx(0.3)
+    lost = summarize(
+        [{"loss": 4.0, "tokens": 2} | record(CASE, "p", None, []) | {"gold": None}, too_long(CASE, Kind.open)]
+    )
+    assert lost["loss"]["mean"] == 2.0 and lost["too_long"] == 1
+    assert "too_long" not in summarize(records[:1])
+
+
+def test_a_question_that_the_server_found_too_long_is_recorded_as_such() -> None:
+    def write(prompts: Sequence[str]) -> Iterator[tuple[int, Written]]:
+        yield 0, Written("", cut=False, too_long=True)
+
+    found = list(by_writing(write, str, [IRON], Kind.choice, Format.think, orders=1, samples=1))
+    assert found == [too_long(IRON, Kind.choice)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from conftest import run_command, run_train, tiny_run
+from medreason.json_lines import read_json_lines
 from medreason.run_directory import read_metrics, series
 
 LIKE = ["model.precision=fp8", "lora.dropout=0", "optim.decay=constant", "trainer.checkpoint_every_steps=3",
@@ -60,8 +61,8 @@ def test_it_writes_answers_on_a_cpu_in_its_own_eight_bits(run: Path) -> None:
     asked = ["benchmarks=[clinical_cases]", "method=generate", "limit=2", "max_new_tokens=4"]
     said = run_command("evaluate", f"run={run}", *asked)
     assert said.returncode == 0, said.stderr[-3000:]
-    records = (run / "evaluation" / "generate" / "clinical_cases.jsonl").read_text().splitlines()
-    assert len(records) == 2 and all(json.loads(record)["cut"] in (True, False) for record in records)
+    records = read_json_lines(run / "evaluation" / "generate" / "clinical_cases.jsonl")
+    assert len(records) == 2 and all(record["cut"] in (True, False) for record in records)
 
 
 def test_its_merged_export_answers_alike(run: Path) -> None:

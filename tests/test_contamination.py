@@ -7,6 +7,7 @@ import pytest
 from conftest import SHARED
 from medreason.config import ConfigError
 from medreason.contamination import Question, find_matches, read_questions, shared_runs
+from medreason.json_lines import read_json_lines
 from medreason.prompts import Example
 from medreason.wording import normal, words
 
@@ -97,7 +98,7 @@ def test_text_is_compared_without_case_form_and_spacing() -> None:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared rows are not here")
 def test_the_three_known_medmcqa_questions_are_found_in_the_real_rows() -> None:
-    rows = [json.loads(line) for line in (SHARED / "medical_o1_en.jsonl").read_text().splitlines()]
+    rows = read_json_lines(SHARED / "medical_o1_en.jsonl")
     examples = [Example(row["Question"], row["Complex_CoT"], row["Response"]) for row in rows]
     questions = [
         question

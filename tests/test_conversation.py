@@ -90,7 +90,7 @@ def test_the_oldest_turns_are_dropped_until_the_answer_has_room() -> None:
 
 def test_a_saved_conversation_reads_back() -> None:
     talk = [Turn("Why\nso?", "because", "é", "whole"), Turn("And?", "", "", "stopped")]
-    assert [Turn(**json.loads(line)) for line in as_json_lines(talk).splitlines()] == talk
+    assert [Turn(**json.loads(line)) for line in as_json_lines(talk).removesuffix("\n").split("\n")] == talk
     page = as_markdown(talk, "a run", "no device")
     assert page.startswith("# a run\n\nno device\n\n## Why so?\n\n<details><summary>Reasoning, 1 word</summary>")
     assert page.endswith("\n## And?\n\n(no answer)\n")

@@ -11,6 +11,7 @@ from conftest import SHARED, data_config
 from medreason.config import ConfigError, Format, TooLong
 from medreason.corpus import read_corpus
 from medreason.documents import Document, core_encoder, fast_encoder, fit, read_documents, tokenize, tokenizer_digest
+from medreason.json_lines import read_json_lines
 from medreason.prompts import Example
 
 
@@ -83,7 +84,7 @@ def test_the_fast_encoder_gives_the_tokenizers_own_tokens_on_the_real_rows(tmp_p
     config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    texts = [text for line in (SHARED / f"{rows}.jsonl").read_text().splitlines() for text in json.loads(line).values()]
+    texts = [text for row in read_json_lines(SHARED / f"{rows}.jsonl") for text in row.values()]
     own = core_encoder(tokenizer.backend_tokenizer)
     fast = fast_encoder(tokenizer, texts[:50])
     assert fast.__qualname__.startswith("fast_encoder"), "the fast encoder was not taken"

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from conftest import SHARED, run_command, run_train, tiny_run
+from medreason.json_lines import read_json_lines
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [
         {
             "id": f"q{index}",
-            "question": f"Which value is {'too high' if index % 2 else 'normal'} in case {index}?",
+            "question": f"Which value is {'too high' if index % 2 else 'normal'} in\u2028case\x85{index}?",
             "options": {"A": f"{index}", "B": f"{index + 1}", "C": "neither"},
             "answer": "ABC"[index % 3],
             "source": f"quiz/{'renal' if index < 5 else 'cardiac'}",
@@ -41,8 +42,7 @@ def scores(run: Path, name: str) -> dict[str, Any]:
 
 
 def lines(run: Path, name: str) -> list[dict[str, Any]]:
-    text = (run / "evaluation" / name / "quiz.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    return read_json_lines(run / "evaluation" / name / "quiz.jsonl")
 
 
 def test_a_run_is_evaluated_and_compared_with_its_base(run: Path, questions: Path) -> None:
@@ -157,7 +157,7 @@ def test_options_in_several_orders_are_asked_and_scored(run: Path, questions: Pa
     place = f"output={run}/evaluation/orders"
     said = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]", "orders=3", place)
     assert said.returncode == 0, said.stderr[-3000:]
-    records = [json.loads(line) for line in (run / "evaluation" / "orders" / "quiz.jsonl").read_text().splitlines()]
+    records = lines(run, "orders")
     assert all(len(record["choices"]) == 3 for record in records)
     assert "all choices agree" in said.stdout
     assert scores(run, "orders")["scores"]["quiz"]["agreement"]["questions"] == 12
@@ -165,7 +165,7 @@ def test_options_in_several_orders_are_asked_and_scored(run: Path, questions: Pa
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared rows")
 def test_another_order_of_options_changes_a_real_models_score_within_noise_only(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in (SHARED / "mcq_mmlu_medical_test.jsonl").read_text().splitlines()][::18]
+    rows = read_json_lines(SHARED / "mcq_mmlu_medical_test.jsonl")[::18]
     turned = []
     for row in rows:
         texts = list(row["options"].values())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import free_port
+from medreason import remote
 from medreason.config import ConfigError, Format, RunFailed
 from medreason.generate import Written
 from medreason.preflight import check_server
@@ -123,6 +124,20 @@ def test_what_came_before_a_refusal_is_kept(served: Callable[[Reply], str]) -> N
         next(found)
 
 
+def test_a_busy_server_is_asked_again_until_it_has_a_place(
+    served: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BUSY_SECONDS", 0.01)
+    asked: list[str] = []
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        asked.append(body["messages"][0]["content"])
+        return message("A") if len(asked) > 5 else (429, {"error": {"message": "busy"}})
+
+    assert ask(served(reply), "one", at_once=1) == {0: Written("A", cut=False)}
+    assert asked == ["one"] * 6
+
+
 def test_a_server_that_is_none_is_refused_in_one_line(
     served: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,3 +151,22 @@ def test_a_server_that_is_none_is_refused_in_one_line(
     for address, why in ((f"http://127.0.0.1:{free_port()}/v1", "connection refused"), ("nowhere", "unknown url type")):
         with pytest.raises(ConfigError, match=rf"^server={address}: no list of models there \(.*{why}"):
             check_server(address)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (413, "prompt too long"),
+        (400, "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens"),
+        (400, "the request exceeds the available context size, try increasing it"),
+    ],
+)
+def test_a_question_that_a_server_finds_too_long_is_told_apart_and_the_others_are_asked(
+    served: Callable[[Reply], str], status: int, said: str
+) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return (status, {"error": {"message": said}}) if body["messages"][0]["content"] == "long" else message("Yes.")
+
+    found = ask(served(reply), "a", "long", "b")
+    assert [found[place].too_long for place in range(3)] == [False, True, False]
+    assert found[2].text == "Yes."
