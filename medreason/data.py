@@ -20,6 +20,7 @@ from rich.text import Text
 from medreason.command import command
 from medreason.config import Format, TrainConfig
 from medreason.corpus import Split, read_split
+from medreason.disk import whole_file
 from medreason.outside import literal, pyplot, visible
 from medreason.preflight import check_hub_model, check_model_path, settle_hub
 from medreason.progress import describe_rows, say
@@ -194,7 +195,8 @@ def write_rows(data: "MedicalReasoningData", style: Format, path: Path) -> None:
 
     console = Console(record=True, file=io.StringIO(), width=120, highlight=False)
     print_rows(console, data, style, ROWS_WRITTEN, None)
-    console.save_html(str(path))
+    with whole_file(path) as draft:
+        console.save_html(str(draft))
 
 
 def draw(data: "MedicalReasoningData", path: Path) -> None:
@@ -231,7 +233,8 @@ def draw(data: "MedicalReasoningData", path: Path) -> None:
         xlabel="tokens",
         ylabel="row",
     )
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as draft:
+        figure.savefig(draft, dpi=120)
     plt.close(figure)
 
 

@@ -29,9 +29,10 @@ from medreason.config import (
     Quantization,
     RunFailed,
 )
+from medreason.disk import disk_full
 from medreason.gguf_export import check_weights, find_tools, write_gguf
 from medreason.outside import literal
-from medreason.preflight import check_hub_model, check_model_path, hub_answers, on_hub
+from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 from medreason.progress import say
 from medreason.run_directory import tokens_trained, write_json
 from medreason.sweep_results import look_up, read_mapping
@@ -51,6 +52,8 @@ def export(config: ExportConfig) -> None:
         check_base(run.model)
         write_export(run, kind, quantization, output, questions=config.questions, max_new_tokens=config.max_new_tokens)
     except (ConfigError, RunFailed, OSError) as error:
+        if disk_full(error):
+            raise
         wrong = RunFailed if isinstance(error, RunFailed) else ConfigError
         raise wrong(f"run={config.run}: {error}") from error
     say(f"exported: {output}")
@@ -84,6 +87,7 @@ def read_run(folder: Path) -> Run:
     ]
     if missing:
         raise ConfigError(f"no adapter/{missing[0]}; a run has it once training has finished")
+    check_safetensors(folder / "adapter", "adapter")
     path, style = look_up(config, "model.path"), look_up(config, "data.format")
     revision, precision = look_up(config, "model.revision"), look_up(config, "model.precision")
     if not isinstance(path, str) or style not in Format.__members__ or precision not in Precision.__members__:
@@ -246,7 +250,7 @@ def check_space(folder: Path, model: Any, copies: int) -> None:
     needed = copies * sum(weight.numel() * weight.element_size() for weight in model.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
-        raise ConfigError(f"{folder} has {free / 1e9:.1f} GB free, and about {needed * 1.05 / 1e9:.1f} GB are needed")
+        raise ConfigError(f"{folder} has {free / 1e6:,.0f} MB free, and about {needed * 1.05 / 1e6:,.0f} MB are needed")
 
 
 def copy_adapter(run: Run, target: Path) -> None:

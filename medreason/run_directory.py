@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import ConfigError, TrainConfig
+from medreason.disk import whole_file
 from medreason.outside import drawn, pyplot
 
 PACKAGES = (
@@ -36,9 +37,8 @@ COLUMNS = (  # in the order into which Lightning sorts them
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes the whole file or nothing."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    draft.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -155,7 +155,8 @@ def metrics_logger(run: Path, resumed: Path | None) -> Any:
     earlier = []
     if resumed is not None:
         before = checkpoint_step(resumed)
-        earlier = [row for row in read_cells(resumed.parent.parent / "metrics.csv") if int(row["step"]) < before]
+        rows = read_cells(resumed.parent.parent / "metrics.csv")  # of which a full disk may have cut the last one
+        earlier = [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < before]
     logger = CSVLogger(run, name=None, version="", flush_logs_every_n_steps=1)
     logger.experiment.metrics_keys = list(COLUMNS)
     logger.experiment.metrics = earlier
@@ -209,6 +210,7 @@ def draw_curves(run: Path) -> Path:
     norms.plot(*series(rows, "train/grad_norm"), color="#8e6bb0", alpha=0.7)
     norms.set_ylabel("gradient norm", color="#8e6bb0")
     path = run / "curves.png"
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as draft:
+        figure.savefig(draft, dpi=120)
     plt.close(figure)
     return path

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medreason.disk import whole_file
 from medreason.outside import drawn, literal, pyplot
 
 Score = Mapping[str, Any]
@@ -104,5 +105,6 @@ def draw(scores: Score, path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlabel="questions answered correctly, % (95% interval)", xlim=(0, 100))
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as draft:
+        figure.savefig(draft, dpi=120)
     plt.close(figure)

@@ -20,7 +20,7 @@ from medreason.command import command, root
 from medreason.config import ConfigError, Engine, ExportFormat, Quantization, RunFailed, ServeConfig
 from medreason.export import check_base, read_run, write_export
 from medreason.own_process import carry_out, describe_exit
-from medreason.preflight import check_installed, check_port
+from medreason.preflight import check_installed, check_port, check_safetensors
 from medreason.progress import quieten, say
 from medreason.run_directory import read_json
 from medreason.sweep_results import read_mapping
@@ -125,6 +125,7 @@ def read_template(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / "config.json").is_file() or not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"weights={folder}: no merged export there; make one with medreason.export format=merged")
+    check_safetensors(folder, f"weights={folder}")
     template: dict[str, Any] | None = read_mapping(folder / "tokenizer_config.json")[0].get("response_template")
     return template
 

@@ -6,6 +6,7 @@ What is cheap and can fail comes first: configuration, hardware, rows. Then Unsl
 import os
 import shlex
 import time
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
+from medreason.disk import whole_file, whole_folder
 from medreason.outside import literal, one_line
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run
@@ -145,7 +147,9 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
     finally:
         if first_process():
             record["seconds"] = round(seconds_before + time.monotonic() - began, 1)
-            write_json(run / "run.json", record)
+            # on a full disk, that it is full is told, not that this could not be written either
+            with suppress(OSError) if record["status"].startswith("failed") else nullcontext():
+                write_json(run / "run.json", record)
         finish_wandb(failed=record["status"] not in ("finished", "pruned"))
     if record["status"] == "finished" and first_process():
         summarize(run, record["results"], config.data.format)
@@ -186,7 +190,7 @@ def fit(
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
     from lightning.pytorch.strategies import DDPStrategy
 
-    from medreason.callbacks import StepBar, StepMetrics, checkpoints, peak_memory_gib
+    from medreason.callbacks import StepBar, StepMetrics, WholeCheckpoints, checkpoints, peak_memory_gib
     from medreason.datamodule import ResumeMismatch
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
@@ -213,7 +217,7 @@ def fit(
         if processes > 1
         else "auto",
         # not left to Lightning: in a job of SLURM's it would leave starting processes to SLURM
-        plugins=[TorchElasticEnvironment() if processes > 1 else LightningEnvironment()],
+        plugins=[TorchElasticEnvironment() if processes > 1 else LightningEnvironment(), WholeCheckpoints()],
         precision=config.trainer.precision,  # type: ignore[arg-type]  # TrainerConfig checks it
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
@@ -256,8 +260,9 @@ def fit(
     finally:
         results |= {"steps": trainer.global_step, "peak_memory_gib": round(peak_memory_gib(), 2)}
     if first_process():
-        model.save_pretrained(run / "adapter")
-        tokenizer.save_pretrained(run / "adapter")
+        with whole_folder(run / "adapter") as draft:
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
     monitored: Any = trainer.callback_metrics.get(config.monitor)
     measured: Any = trainer.callback_metrics.get("val/loss")
     if finetuner.validated_step != trainer.global_step:  # the last step was none to validate at, or no step was made
@@ -277,7 +282,8 @@ def save_config(config: TrainConfig, run: Path) -> None:
     """RUN/config.yaml: every setting as the run has it."""
     from omegaconf import OmegaConf
 
-    OmegaConf.save(OmegaConf.structured(config), run / "config.yaml")
+    with whole_file(run / "config.yaml") as draft:
+        OmegaConf.save(OmegaConf.structured(config), draft)
 
 
 def summarize(run: Path, results: dict[str, Any], style: Format) -> None:

@@ -123,15 +123,10 @@ def test_a_card_holds_whatever_its_run_says_as_text() -> None:
 def test_a_picture_takes_any_name_without_a_word(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        run = tmp_path / "run"
+        run = tmp_path / name
         run.mkdir()
         (run / "metrics.csv").write_text("step,train/loss,val/loss\n0,1.0,\n1,0.5,0.7\n")
-
-        class Named(type(run)):  # type: ignore[misc]  # no file system holds all of these names
-            name = property(lambda self: NAMES[0])
-
-        NAMES = [name]
-        draw_curves(Named(run))
+        draw_curves(run)
         score = {"questions": 3, "accuracy": 0.5, "interval": [0.1, 0.9], "subjects": {}}
         subjects = {name: score, "_": score, "other $ one": score}
         score_table.draw({name: score | {"subjects": subjects}}, run / "scores.png")
