@@ -47,9 +47,9 @@ def find_answerer(
         settle_hub(found.config.model, found.config.data)
         check_hub_model(found.config.model)
     except ConfigError as error:
-        if found.run is not None:
-            raise
         path = found.config.model.path
+        if found.run is not None or Path(path).is_dir():
+            raise
         raise ConfigError(f"run={given}: the model {path} is neither here nor to be had from the hub") from error
     return found
 

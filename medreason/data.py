@@ -62,7 +62,8 @@ def show(config: TrainConfig) -> None:
     print_lengths(console, [len(document) for document in data.loaders["train"].documents])
     print_rows(console, data, config.data.format, ROWS_SHOWN, SHOWN_CHARACTERS)
     console.print(
-        literal(f"picture: {run / 'data.png'}; rows in full: {run / 'rows.html'}; everything: {run / 'data.json'}")
+        literal(f"picture: {run / 'data.png'}; rows in full: {run / 'rows.html'}; everything: {run / 'data.json'}"),
+        soft_wrap=True,
     )
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from conftest import TINY
 from medreason import embedded
+from medreason.answerer import find_answerer
 from medreason.cache import cached_table
 from medreason.callbacks import WholeCheckpoints
 from medreason.command import command
@@ -142,6 +143,7 @@ def test_a_damaged_embedded_model_is_made_anew(
 
 
 def test_cut_weights_are_refused_by_name_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.ones(100), "b": torch.ones(50)}, file)
     check_safetensors(tmp_path, "run=DIR")
@@ -150,6 +152,8 @@ def test_cut_weights_are_refused_by_name_before_anything_is_loaded(tmp_path: Pat
         file.write_bytes(content)
         with pytest.raises(ConfigError, match=r"^run=DIR: .*model.safetensors is cut or damaged.*copy it"):
             check_safetensors(tmp_path, "run=DIR")
+        with pytest.raises(ConfigError, match=r"model.safetensors is cut or damaged"):
+            find_answerer(str(tmp_path))
     file.write_bytes(whole)
     index = {"weight_map": {"a": "model.safetensors", "c": "model-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
