@@ -8,7 +8,7 @@ from typing import Any
 from medreason import embedded
 from medreason.command import composed
 from medreason.config import ConfigError, Format, Precision, TrainConfig
-from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, settle_hub
+from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
 from medreason.run_directory import read_json, run_config
 
 # settings of LoRA that are always these here
@@ -47,9 +47,9 @@ def find_answerer(
         settle_hub(found.config.model, found.config.data)
         check_hub_model(found.config.model)
     except ConfigError as error:
-        if found.run is not None:
-            raise
         path = found.config.model.path
+        if found.run is not None or Path(path).is_dir():
+            raise
         raise ConfigError(f"run={given}: the model {path} is neither here nor to be had from the hub") from error
     return found
 
@@ -58,6 +58,8 @@ def of_run(run: Path, base: bool) -> Answerer:
     adapter = run / "adapter"
     if not base and not (adapter / "adapter_config.json").is_file():
         raise ConfigError(f"run={run}: no adapter/ in it: it has not finished; base=true takes the model before it")
+    if not base:
+        check_safetensors(adapter, f"run={run}")
     return Answerer(run_config(run), None if base else adapter, run, run)
 
 
@@ -70,6 +72,8 @@ def of_adapter(folder: Path, base: bool) -> Answerer:
         raise ConfigError(f"run={folder}: not LoRA over a list of target modules, which is what this project knows")
     if odd := [key for key, usual in PLAIN.items() if settings.get(key, usual) != usual]:
         raise ConfigError(f"run={folder}: an adapter with {odd[0]}, which this project does not know")
+    if not base:
+        check_safetensors(folder, f"run={folder}")
     template = folder / "chat_template.jinja"
     config = alone(name)
     config.model = replace(

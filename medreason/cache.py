@@ -11,6 +11,8 @@ from typing import Any
 import filelock
 import pyarrow as pa
 
+from medreason.disk import digest_of, whole_file
+
 
 def cache_folder() -> Path:
     """Where prepared models and data are kept: MEDREASON_CACHE, or medreason/ in the user's cache folder."""
@@ -22,7 +24,7 @@ def cached_table(kind: str, key: str, build: Callable[[], pa.Table]) -> pa.Table
     """The table of this key, memory-mapped; built under a lock if there is none yet.
 
     A process that dies while building leaves a draft that is never read and a lock that the system releases; a file
-    that cannot be read is built anew. Files that cannot be written (a full disk, no right to) only cost the cache.
+    that is damaged is built anew. Files that cannot be written (a full disk, no right to) only cost the cache.
     """
     path = cache_folder() / kind / f"{key}.arrow"
     table = open_table(path)
@@ -68,11 +70,17 @@ def without_collection(build: Callable[[], pa.Table]) -> Callable[[], pa.Table]:
 
 
 def open_table(path: Path) -> pa.Table | None:
-    """The table of a file, its columns left on disk until they are read; None where there is none to be read."""
+    """The table of a file, its columns left on disk until they are read; None where there is none, or a damaged one."""
     try:
+        if digest_of(path) != digest_path(path).read_text():
+            return None
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, ValueError, pa.ArrowInvalid):
         return None
+
+
+def digest_path(path: Path) -> Path:
+    return path.with_suffix(".digest")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -81,6 +89,8 @@ def write_table(path: Path, table: pa.Table) -> None:
     try:
         with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
+        with whole_file(digest_path(path)) as digest:
+            digest.write_text(digest_of(draft))
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

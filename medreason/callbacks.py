@@ -1,5 +1,6 @@
 """What a run does besides training: metrics of each step, checkpoints, random states in them."""
 
+import io
 import math
 import random
 import resource
@@ -14,11 +15,13 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
 from torch import Tensor
 
 from medreason.config import RunFailed
 from medreason.datamodule import PackedBatch
+from medreason.disk import whole_file
 from medreason.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
 from medreason.progress import first_process, say
 
@@ -356,12 +359,27 @@ class Stopped(Exception):
     """Training was asked to stop, and has saved its last checkpoint."""
 
 
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it.
+
+    Lightning writes it to the system's temporary folder and moves it, which between two disks is a copy: a kill or a
+    full disk would leave half of it in the place of the one before.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()  # torch says oddly that a disk is full
+        torch.save(checkpoint, content)
+        with whole_file(Path(path)) as draft:
+            draft.write_bytes(content.getbuffer())
+
+
 def checkpoints(
     folder: Path, *, monitor: str, validate_every_steps: int, every_steps: int, total_steps: int
 ) -> list[Callback]:
     """When to validate, and two files: `best.ckpt` by the monitored metric, `last.ckpt`, which knows of the best one.
 
-    Lightning writes a checkpoint beside its name and renames it, so a kill at any moment leaves the one before.
+    A kill at any moment leaves the one before (WholeCheckpoints).
     """
     best = BestCheckpoint(
         folder,

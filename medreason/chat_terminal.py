@@ -8,6 +8,7 @@ from pathlib import Path
 
 from medreason.config import ConfigError
 from medreason.conversation import NOTICE, Ask, Conversation, Piece, as_json_lines, as_markdown, words
+from medreason.outside import one_line, visible
 
 HELP = """\
 /fold       shows reasoning whole, or folded into a line
@@ -22,7 +23,7 @@ def typed_lines() -> Iterator[str]:
     if not sys.stdin.isatty():
         for line in sys.stdin:
             if line.strip():
-                print(f"> {line.strip()}", flush=True)
+                write(f"> {visible(line.strip())}\n")
                 yield line.strip()
         return
     import readline  # noqa: F401  # arrow keys and history in input()
@@ -52,7 +53,7 @@ class Terminal:
     folded: bool = False
 
     def talk(self, lines: Iterable[str]) -> None:
-        write(f"\n{self.title}\n{NOTICE}\n")
+        write(f"\n{one_line(self.title)}\n{NOTICE}\n")
         if self.alone:
             write("This run's format has no turns: each question stands alone.\n")
         write("/help lists the commands.\n\n")
@@ -77,16 +78,16 @@ class Terminal:
             self.conversation = Conversation()
             write("a new conversation\n")
         elif order == "/save":
-            write(save(self.conversation, argument, self.title) + "\n")
+            write(one_line(save(self.conversation, argument, self.title)) + "\n")
         else:
-            write(("" if order == "/help" else f"no command {order}; there are:\n") + HELP + "\n")
+            write(("" if order == "/help" else f"no command {one_line(order)}; there are:\n") + HELP + "\n")
 
     def reply(self, question: str) -> None:
         dropped, before = self.conversation.dropped, len(self.conversation.turns)
         try:
             pieces = self.ask(self.conversation, question)
         except ConfigError as error:
-            write(f"({error})\n")
+            write(f"({one_line(str(error))})\n")
             return
         if self.conversation.dropped > dropped:
             oldest = turns_of(self.conversation.dropped)
@@ -114,7 +115,7 @@ class Terminal:
             if kind == "answer" and before == "reasoning":
                 self.end_reasoning(reasoning)
             if kind == "answer":
-                write(text)
+                write(visible(text))
             elif not self.folded:
                 self.write_reasoning(text, begins=not reasoning)
             elif self.colour:
@@ -125,7 +126,7 @@ class Terminal:
             self.end_reasoning(reasoning)
 
     def write_reasoning(self, text: str, *, begins: bool = True) -> None:
-        write(self.dim(("│ " if begins else "") + text.replace("\n", "\n│ ")))
+        write(self.dim(("│ " if begins else "") + visible(text).replace("\n", "\n│ ")))
 
     def end_reasoning(self, reasoning: str) -> None:
         folded = f"(reasoning: {words(reasoning)}; /show prints it)"

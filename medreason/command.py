@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -27,7 +28,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medreason.cache import cache_folder
 from medreason.config import ConfigError, RunFailed, TrainConfig
+from medreason.disk import describe_full, disk_full
+from medreason.outside import one_line
 
 Config = TypeVar("Config")
 
@@ -59,11 +63,17 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
         # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
         try:
             task(load(config, schema))
-        except (ConfigError, RunFailed, OmegaConfBaseException) as error:
-            discard(Path(HydraConfig.get().runtime.output_dir))
+        except Exception as error:
+            run = Path(HydraConfig.get().runtime.output_dir)
+            told: Exception = error
+            if disk_full(error):
+                told = ConfigError(full_disk(error, config.get("output"), config.get("run")))
+            elif not isinstance(error, (ConfigError, RunFailed, OmegaConfBaseException)):
+                raise
+            discard(run)
             if HydraConfig.get().mode is RunMode.MULTIRUN:
-                raise  # the jobs after this one still run; Hydra hands on the first error after the last job
-            refuse(name, error, schema)
+                raise told from error  # the jobs after this one still run; Hydra hands on the first after the last job
+            refuse(name, told, schema)
 
     try:
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
@@ -72,6 +82,19 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
     except KeyboardInterrupt:
         print(f"\nmedreason.{name}: stopped", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:  # of Hydra's own, which makes the run's directory, or of a sweep's storage
+        if disk_full(error):
+            refuse(name, ConfigError(full_disk(error)), schema)
+        if not isinstance(error, OSError) or not isinstance(error.filename, str):
+            raise
+        refuse(name, ConfigError(f"{error.filename}: {error.strerror}"), schema)
+
+
+def full_disk(error: Exception, *given: str | None) -> str:
+    """A line on the disk that is full, of those that a command writes to."""
+    own = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else None
+    written = [Path(folder) for folder in (*given, own) if folder]
+    return describe_full(error, *written, cache_folder(), Path(tempfile.gettempdir()))
 
 
 def composition_error(name: str) -> Exception:
@@ -118,7 +141,7 @@ def swept_settings() -> dict[str, str]:
 
 def refuse(name: str, error: Exception, schema: type) -> NoReturn:
     """Says what is wrong in one line and ends the process: exit code 2, or 1 where training itself failed."""
-    print(f"medreason.{name}: {explain(error, schema)}", file=sys.stderr)
+    print(f"medreason.{name}: {one_line(explain(error, schema))}", file=sys.stderr)
     sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 

@@ -491,11 +491,14 @@ class ServeConfig:
     engine: Engine
     host: str
     port: int
+    max_requests: int | None  # at work and waiting; null: 64 by transformers, 256 at work by vLLM
 
     def __post_init__(self) -> None:
         rule = "name a run directory (run=DIR), or weights=DIR an export, not both"
         check(bool(self.run) != bool(self.weights), "run", rule, self.run)
         check(0 < self.port < 65536, "port", "be in 1 to 65535", self.port)
+        most = self.max_requests
+        check(most is None or 0 < most <= 10_000, "max_requests", "be in 1 to 10000", most)
 
 
 @dataclass

@@ -20,6 +20,8 @@ from rich.text import Text
 from medreason.command import command
 from medreason.config import Format, TrainConfig
 from medreason.corpus import Split, read_split
+from medreason.disk import whole_file
+from medreason.outside import literal, pyplot, visible
 from medreason.preflight import check_hub_model, check_model_path, settle_hub
 from medreason.progress import describe_not_read, describe_rows, named, say
 from medreason.prompts import marks
@@ -59,20 +61,28 @@ def show(config: TrainConfig) -> None:
     print_packing(console, counts)
     print_lengths(console, [len(document) for document in data.loaders["train"].documents])
     print_rows(console, data, config.data.format, ROWS_SHOWN, SHOWN_CHARACTERS)
-    console.print(f"picture: {run / 'data.png'}; rows in full: {run / 'rows.html'}; everything: {run / 'data.json'}")
+    console.print(
+        literal(f"picture: {run / 'data.png'}; rows in full: {run / 'rows.html'}; everything: {run / 'data.json'}"),
+        soft_wrap=True,
+    )
+
+
+def shown(text: str) -> str:
+    """Text from outside within Rich's markup."""
+    return escape(visible(text))
 
 
 def print_rows_read(console: Console, report: Mapping[str, Any], left_out: Mapping[str, int]) -> None:
     """Rows of each file, what was not read, what was wrong with some rows, what repeats."""
     table = Table("read from", "rows", title="Rows", title_justify="left")
     for name, rows in report["rows"].items():
-        table.add_row(escape(name), f"{rows:,}")
+        table.add_row(literal(name), f"{rows:,}")
     console.print(table)
     for line in describe_not_read(report):
-        console.print(f"  [yellow]not read[/]  {escape(line)}")
+        console.print(f"  [yellow]not read[/]  {shown(line)}")
     for reason, found in report["rejects"].items():
         places = named(found["places"], found["count"])
-        console.print(f"  [red]rejected[/]  {found['count']:,} {escape(reason)}  [dim]{escape(places)}[/]")
+        console.print(f"  [red]rejected[/]  {found['count']:,} {shown(reason)}  [dim]{shown(places)}[/]")
     if not report["rejects"]:
         console.print("  rejected  none")
     repeats = report.get("duplicates")
@@ -81,9 +91,9 @@ def print_rows_read(console: Console, report: Mapping[str, Any], left_out: Mappi
     else:
         for kind, what in (("exact", "the same question and answer"), ("near", "nearly the same question")):
             pairs = "; ".join(" = ".join(pair) for pair in repeats[f"{kind}_places"])
-            console.print(f"  duplicates  {repeats[kind]:,} with {what} as an earlier one  [dim]{escape(pairs)}[/]")
+            console.print(f"  duplicates  {repeats[kind]:,} with {what} as an earlier one  [dim]{shown(pairs)}[/]")
     for reason, count in left_out.items():
-        console.print(f"  [yellow]left out[/]  {count:,} for: {reason}")
+        console.print(f"  [yellow]left out[/]  {count:,} for: {shown(reason)}")
 
 
 def print_matches(console: Console, split: Split) -> None:
@@ -96,19 +106,17 @@ def print_matches(console: Console, split: Split) -> None:
     telling = [match for match in found["matches"] if not match["boilerplate"]]
     stock = [match for match in found["matches"] if match["boilerplate"]]
     examples = len({match["example"] for match in telling})
-    console.print(f"  contamination  [bold]{examples:,}[/] examples share text with a question of {escape(benchmarks)}")
+    console.print(f"  contamination  [bold]{examples:,}[/] examples share text with a question of {shown(benchmarks)}")
     for match in telling[:MATCHES_SHOWN]:
-        console.print(f"    {escape(match['example'])} [dim]and[/] {escape(match['id'])} [dim]by {match['rule']}:[/]")
-        console.print(
-            f"        {textwrap.shorten(match['shared'], 100, placeholder=' ...')}", style="red", markup=False
-        )
+        console.print(f"    {shown(match['example'])} [dim]and[/] {shown(match['id'])} [dim]by {match['rule']}:[/]")
+        console.print(literal(f"        {textwrap.shorten(match['shared'], 100, placeholder=' ...')}", "red"))
     if len(telling) > MATCHES_SHOWN:
         console.print(f"  and {len(telling) - MATCHES_SHOWN:,} more in data.json")
     if stock:
         phrase, times = Counter(match["shared"] for match in stock).most_common(1)[0]
         console.print(
             f"  [dim]{len({match['example'] for match in stock}):,} examples share boilerplate that four or more "
-            f"benchmark questions hold, such as {escape(repr(phrase))} ({times} times)[/]"
+            f"benchmark questions hold, such as {shown(repr(phrase))} ({times} times)[/]"
         )
     console.print()
 
@@ -163,7 +171,7 @@ def print_rows(
 def document_text(document: "Document", tokenizer: Any, style: Format, characters: int | None) -> Text:
     """A document in colours, each of its parts cut in the middle to `characters`."""
     prompt, completion = (
-        tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        visible(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
         for part in (document.tokens[: document.prompt_tokens], document.tokens[document.prompt_tokens :])
     )
     closing = marks(style)[1]
@@ -189,16 +197,13 @@ def write_rows(data: "MedicalReasoningData", style: Format, path: Path) -> None:
 
     console = Console(record=True, file=io.StringIO(), width=120, highlight=False)
     print_rows(console, data, style, ROWS_WRITTEN, None)
-    console.save_html(str(path))
+    with whole_file(path) as draft:
+        console.save_html(str(draft))
 
 
 def draw(data: "MedicalReasoningData", path: Path) -> None:
     """A picture: how long documents are, and how the first rows are packed."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     loader = data.loaders["train"]
     lengths = np.array([len(document) for document in loader.documents])
     prompts = np.array([document.prompt_tokens for document in loader.documents])
@@ -230,7 +235,8 @@ def draw(data: "MedicalReasoningData", path: Path) -> None:
         xlabel="tokens",
         ylabel="row",
     )
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as draft:
+        figure.savefig(draft, dpi=120)
     plt.close(figure)
 
 

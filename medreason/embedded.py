@@ -1,21 +1,25 @@
 """Two models that need no hub: SmolLM2-135M-Instruct out of its wheel, and a tiny random Mistral for tests.
 
 Each is written once, in transformers' format, to a cache folder; a half-written one is never seen, because the
-folder gets its name last.
+folder gets its name last. A damaged one, whose files are not what was written, is written anew.
 """
 
 import importlib.util
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from medreason.cache import cache_folder
 from medreason.config import ConfigError
+from medreason.disk import digest_of, whole_folder
+from medreason.run_directory import read_json, write_json
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DIGESTS = "digests.json"  # of a model's files, beside them
 
 
 def find(name: str) -> None:
@@ -32,19 +36,32 @@ def materialize(name: str) -> Path:
     """The folder of the embedded model, written on first use. Where Unsloth is used, import it first."""
     find(name)
     folder = cache_folder() / name
-    if folder.is_dir():
+    if sound(folder):
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
-        WRITERS[name](draft)
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # another process may have been first
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with filelock.FileLock(folder.with_name(f".{name}.lock")):  # another process may be at it
+        sound.cache_clear()
+        if not sound(folder):
+            with whole_folder(folder) as draft:
+                WRITERS[name](draft)
+                write_json(draft / DIGESTS, digests(draft))
+            sound.cache_clear()
     return folder
+
+
+@cache
+def sound(folder: Path) -> bool:
+    """Whether a model's folder is there and its files are what was written; they are read once in a process."""
+    written = read_json(folder / DIGESTS)
+    try:
+        return bool(written) and written == digests(folder)
+    except OSError:
+        return False
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != DIGESTS)
+    return {file.name: digest_of(file) for file in files}
 
 
 def write_smollm2(folder: Path) -> None:

@@ -19,6 +19,7 @@ from medreason.command import command
 from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
 from medreason.corpus import Split, read_split
 from medreason.json_lines import append_json_lines, mend_last_line, read_json_lines
+from medreason.outside import one_line
 from medreason.preflight import check_installed, check_precision, check_server
 from medreason.progress import quieten, say
 from medreason.run_directory import provenance, read_json, write_json
@@ -98,7 +99,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if answerer.run is not None:
         log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
-    print(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png")
+    print(one_line(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png"))
 
 
 def rows_if_there(trained: TrainConfig) -> Split | None:

@@ -29,8 +29,10 @@ from medreason.config import (
     Quantization,
     RunFailed,
 )
+from medreason.disk import disk_full
 from medreason.gguf_export import check_end, check_weights, find_tools, write_gguf
-from medreason.preflight import check_hub_model, check_model_path, hub_answers, on_hub
+from medreason.outside import literal
+from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 from medreason.progress import say
 from medreason.run_directory import tokens_trained, write_json
 from medreason.sweep_results import look_up, read_mapping
@@ -50,6 +52,8 @@ def export(config: ExportConfig) -> None:
         check_base(run.model)
         write_export(run, kind, quantization, output, questions=config.questions, max_new_tokens=config.max_new_tokens)
     except (ConfigError, RunFailed, OSError) as error:
+        if disk_full(error):
+            raise
         wrong = RunFailed if isinstance(error, RunFailed) else ConfigError
         raise wrong(f"run={config.run}: {error}") from error
     say(f"exported: {output}")
@@ -83,6 +87,7 @@ def read_run(folder: Path) -> Run:
     ]
     if missing:
         raise ConfigError(f"no adapter/{missing[0]}; a run has it once training has finished")
+    check_safetensors(folder / "adapter", "adapter")
     path, style = look_up(config, "model.path"), look_up(config, "data.format")
     revision, precision = look_up(config, "model.revision"), look_up(config, "model.precision")
     if not isinstance(path, str) or style not in Format.__members__ or precision not in Precision.__members__:
@@ -219,7 +224,7 @@ def write_checked(
     parity = compare(reference, ask(exported, "export", max_new_tokens), plain, dtype)
     table = Table("export beside adapter on base", "", title_justify="left")
     for label, value in parity.rows():
-        table.add_row(label, value)
+        table.add_row(literal(label), literal(value))
     Console(highlight=False).print(table)
     if not parity.holds:
         share = max(parity.least_share, parity.greatest_share, key=lambda share: abs(share - 1))
@@ -272,7 +277,7 @@ def check_space(folder: Path, model: Any, copies: int) -> None:
     needed = copies * sum(weight.numel() * weight.element_size() for weight in model.parameters())
     free = shutil.disk_usage(folder).free
     if free < needed * 1.05:
-        raise ConfigError(f"{folder} has {free / 1e9:.1f} GB free, and about {needed * 1.05 / 1e9:.1f} GB are needed")
+        raise ConfigError(f"{folder} has {free / 1e6:,.0f} MB free, and about {needed * 1.05 / 1e6:,.0f} MB are needed")
 
 
 def copy_adapter(run: Run, target: Path) -> None:

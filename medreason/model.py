@@ -207,6 +207,7 @@ def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
     Raises ConfigError for an adapter that is not of this model.
     """
     from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     lora = replace(config.lora, dropout=0.0)  # off in evaluation mode anyway; the fast engine has none
@@ -221,7 +222,7 @@ def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
     if adapter is not None:
         try:
             result = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"{adapter}: {str(error).splitlines()[0]}") from error
         if result.unexpected_keys:
             raise ConfigError(f"{adapter}: not of this model; it has {result.unexpected_keys[0]}")

@@ -1,11 +1,15 @@
-"""The card of an exported model: what its run has on record, and nothing else."""
+"""The card of an exported model: what its run has on record, and nothing else.
+
+Names, reasons, statuses and settings come from outside: whatever they hold, they stand in the card as text.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from medreason.sweep_results import look_up, mapping
+from medreason.outside import markdown, one_line
+from medreason.sweep_results import finite, look_up, mapping
 
 NOT_MEASURED = "not measured"
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
@@ -54,7 +58,7 @@ def model_card(
     `evaluations` the scores.json of each of its evaluations, by name.
     """
     front = {
-        "base_model": look_up(config, "model.path"),
+        "base_model": one_line(str(path)) if (path := look_up(config, "model.path")) is not None else None,
         "library_name": LIBRARIES[kind],
         "tags": ["medical", "reasoning", "lora", "medreason"],
     }
@@ -72,7 +76,7 @@ def model_card(
     return "\n\n".join(
         [
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
-            f"# {name}",
+            f"# {markdown(name)}",
             f"{KINDS[kind]}, trained with medreason.",
             f"## Intended use\n\n{USE}",
             f"## Limits\n\n{LIMITS}",
@@ -92,24 +96,41 @@ def evaluated(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     """A row for each benchmark of each evaluation: score with its 95% interval, what was not seen in training."""
     rows: list[tuple[str, object, object, object]] = []
     for name, found in sorted(evaluations.items()):
-        for benchmark, score in mapping(found.get("scores")).items():
-            shown = mapping(score.get("loss")) if "loss" in score else score
-            low, high = shown.get("interval") or (None, None)
-            if "loss" in score:
-                measured = f"loss {shown['mean']:.3f} nats a token ({low:.3f} to {high:.3f})"
-            elif score.get("accuracy") is None:
+        for benchmark, each in mapping(found.get("scores")).items():
+            score = mapping(each)
+            measured = mean_loss(mapping(score["loss"])) if "loss" in score else share(score)
+            if measured is None:
                 continue
-            else:
-                measured = f"{score['accuracy']:.1%} ({low:.1%} to {high:.1%})"
             seen = mapping(found.get("seen_in_training")).get(benchmark)  # None: not looked for
             unseen: object = None if seen is None else "no question was seen"
             if "unseen" in score:
-                unseen = f"{score['unseen']['accuracy']:.1%}"
+                accuracy = finite(mapping(score["unseen"]).get("accuracy"))
+                unseen = None if accuracy is None else f"{accuracy:.1%}"
             rows.append((f"{benchmark}, {name}", score.get("questions"), measured, unseen))
     if not rows:
         return f"Benchmarks: {NOT_MEASURED}."
     header = ("benchmark, evaluation", "questions", "score (95% interval)", "without questions seen in training")
     return table(header, rows)
+
+
+def mean_loss(loss: Mapping[str, Any]) -> str | None:
+    """A loss with its interval; None where the file does not say."""
+    found = with_interval(loss.get("mean"), loss)
+    return None if found is None else "loss {:.3f} nats a token ({:.3f} to {:.3f})".format(*found)
+
+
+def share(score: Mapping[str, Any]) -> str | None:
+    """An accuracy with its interval; None where the file does not say."""
+    found = with_interval(score.get("accuracy"), score)
+    return None if found is None else "{:.1%} ({:.1%} to {:.1%})".format(*found)
+
+
+def with_interval(value: object, score: Mapping[str, Any]) -> list[float] | None:
+    """A value and the two ends of its interval; None where one of them is no number."""
+    interval = score.get("interval")
+    found = [finite(each) for each in (value, *interval)] if isinstance(interval, list) else []
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(found) == 3 else None
 
 
 def sources(data: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -178,12 +199,9 @@ def facts(rows: Sequence[tuple[str, object]]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """A Markdown table; a cell without a value says that it was not measured."""
-    lines = [header, ["---"] * len(header), *([label, *map(value, values)] for label, *values in rows)]
-    return "\n".join("| " + " | ".join(cell(str(text)) for text in line) + " |" for line in lines)
-
-
-def cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    lines = [header, *([label, *map(value, values)] for label, *values in rows)]
+    cells = ["| " + " | ".join(markdown(str(text)) for text in line) + " |" for line in lines]
+    return "\n".join([cells[0], "| " + " | ".join(["---"] * len(header)) + " |", *cells[1:]])
 
 
 def value(content: object) -> str:

@@ -9,6 +9,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medreason.disk import whole_file
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -119,7 +121,8 @@ def picture(figure: "Figure | None", folder: Path, name: str, caption: str) -> s
     drawn = BytesIO()
     figure.savefig(drawn, format="png", dpi=150)
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.png").write_bytes(drawn.getvalue())
+    with whole_file(folder / f"{name}.png") as draft:
+        draft.write_bytes(drawn.getvalue())
     source = f"data:image/png;base64,{base64.b64encode(drawn.getvalue()).decode()}"
     text, width = escape(caption), round(figure.get_figwidth() * 105)  # letters of one size in all pictures
     return f'<figure><img src="{source}" alt="{text}" width="{width}"><figcaption>{text}</figcaption></figure>'

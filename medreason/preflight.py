@@ -1,5 +1,6 @@
 """What can be known before anything slow: whether this machine and the hub can give what a run asks for."""
 
+import json
 import os
 import socket
 import urllib.error
@@ -9,6 +10,7 @@ from pathlib import Path
 
 from medreason import embedded
 from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, TrainConfig, TrainerConfig
+from medreason.run_directory import read_json
 from medreason.sources import is_local
 
 EMBEDDED = "embedded:"
@@ -30,8 +32,38 @@ def check_model_path(model: ModelConfig) -> None:
     elif Path(model.path).is_dir():
         if not (Path(model.path) / "config.json").is_file():
             raise ConfigError(f"model.path={model.path}: no config.json there; name the folder a model was saved to")
+        check_safetensors(Path(model.path), f"model.path={model.path}")
     elif model.path.count("/") != 1 or model.path.startswith((".", "/", "~")):
         raise ConfigError(f"model.path={model.path}: no such folder; name a model's folder or a hub model (OWNER/NAME)")
+
+
+def check_safetensors(folder: Path, setting: str) -> None:
+    """Raises ConfigError, naming `setting`, for safetensors in a folder that are cut, damaged or missing.
+
+    Their first bytes say how long they are; what stands in them is not read.
+    """
+    for index in folder.glob("*.safetensors.index.json"):
+        shards = read_json(index).get("weight_map") or {}
+        for shard in sorted(set(map(str, shards.values()))):
+            if not (folder / shard).is_file():
+                raise ConfigError(f"{setting}: no {shard} in {folder}, of which {index.name} tells; copy it there")
+    for file in sorted(folder.glob("*.safetensors")):
+        if file.stat().st_size != told_length(file):
+            raise ConfigError(f"{setting}: {file} is cut or damaged; copy it anew, or write it again")
+
+
+def told_length(file: Path) -> int | None:
+    """How long a safetensors file says it is, in bytes; None where it does not say."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > file.stat().st_size:
+            return None
+        try:
+            header = json.loads(opened.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            return 8 + length + int(max(ends, default=0))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
 
 
 def on_hub(model: ModelConfig) -> bool:

@@ -7,6 +7,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medreason.outside import one_line
+
 BEGAN = time.monotonic()
 NAMED = 8  # files, columns
 
@@ -15,7 +17,7 @@ def say(line: str) -> None:
     """Progress, a line each, with the time since the process began; of several processes, the first one speaks."""
     if not first_process():
         return
-    print(f"[{time.monotonic() - BEGAN:6.1f} s] {line}", flush=True)
+    print(f"[{time.monotonic() - BEGAN:6.1f} s] {one_line(line)}", flush=True)
 
 
 def first_process() -> bool:
@@ -26,6 +28,7 @@ def first_process() -> bool:
 def quieten() -> None:
     """Keeps Lightning from saying what `say` says better, or what is not so (our metrics file is written anew)."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of torchao's, which nobody here uses
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # int8: a line for every layer of every step
     for client in ("httpx", "httpx2"):  # OpenAI's takes either: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)

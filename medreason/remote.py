@@ -7,6 +7,7 @@ The server puts the question into its own chat template: what is evaluated is wh
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from medreason.preflight import API_KEY
 from medreason.prompts import joined_text
 
 PATIENCE_SECONDS = 3600.0  # for one answer: a server lets a request wait for its turn
+BUSY_SECONDS = 1.0  # until a server without a free place is asked again
 
 
 def write_remotely(
@@ -31,9 +33,10 @@ def write_remotely(
 ) -> Iterator[tuple[int, Written]]:
     """Pairs of a question's index and what was written to it, as answers come; `temperature` 0 is greedy.
 
-    A key, where the server asks for one, is in OPENAI_API_KEY. Raises RunFailed where the server refuses or goes away.
+    A server that has no place for a request is asked again. A key, where it asks for one, is in OPENAI_API_KEY. Raises
+    RunFailed where the server refuses or goes away.
     """
-    from openai import APIStatusError, AsyncOpenAI, OpenAIError
+    from openai import APIStatusError, AsyncOpenAI, OpenAIError, RateLimitError
 
     client = AsyncOpenAI(base_url=server, api_key=os.environ.get(API_KEY) or "none", timeout=PATIENCE_SECONDS)
     places = iter(range(len(questions)))
@@ -56,10 +59,20 @@ def write_remotely(
         choice = reply.choices[0]
         return Written(reply_text(choice.message, style), cut=choice.finish_reason == "length")
 
+    async def ask_until_there_is_room(place: int) -> Written:
+        given_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await ask(place)
+            except RateLimitError:
+                if time.monotonic() > given_up:
+                    raise
+            await asyncio.sleep(BUSY_SECONDS)
+
     async def work() -> None:
         for place in places:  # one for all
             try:
-                answered.put_nowait((place, await ask(place)))
+                answered.put_nowait((place, await ask_until_there_is_room(place)))
             except Exception as error:
                 answered.put_nowait(error)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import ConfigError, Format
+from medreason.disk import describe_full, disk_full, whole_file
+from medreason.outside import one_line
 from medreason.page import (
     amount,
     answer,
@@ -322,7 +324,8 @@ def write_report(folder: Path, top: int = 10) -> list[str]:
         old.unlink()  # a picture that is not drawn any more would pass for a new one
     path = folder / "report.html"
     text = sweep_page(folder, trials, top) if sweep else run_page(folder)
-    path.write_text(text, encoding="utf-8", errors="replace")
+    with whole_file(path) as draft:
+        draft.write_text(text, encoding="utf-8", errors="replace")
     if not sweep:
         return [str(path)]
     best = [f"best: trial {t.number}, {t.value:.4f}, {describe(t)}" for t in finished(trials)[:1]]
@@ -341,9 +344,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         lines = write_report(options.folder, options.top)
     except (ConfigError, OSError) as error:
-        print(f"medreason.report: {options.folder}: {error}", file=sys.stderr)
+        why = describe_full(error, options.folder) if disk_full(error) else f"{options.folder}: {error}"
+        print(one_line(f"medreason.report: {why}"), file=sys.stderr)
         return 2
-    print("\n".join(lines))
+    print("\n".join(map(one_line, lines)))
     return 0
 
 

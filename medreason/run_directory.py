@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import ConfigError, TrainConfig
+from medreason.disk import whole_file
+from medreason.outside import drawn, pyplot
 
 PACKAGES = (
     "torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl",
@@ -36,9 +38,8 @@ COLUMNS = (  # in the order into which Lightning sorts them
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes the whole file or nothing."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    draft.replace(path)
+    with whole_file(path) as draft:
+        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -188,7 +189,8 @@ def metrics_logger(run: Path, resumed: Path | None) -> Any:
     earlier = []
     if resumed is not None:
         before = checkpoint_step(resumed)
-        earlier = [row for row in read_cells(resumed.parent.parent / "metrics.csv") if int(row["step"]) < before]
+        rows = read_cells(resumed.parent.parent / "metrics.csv")  # of which a full disk may have cut the last one
+        earlier = [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < before]
     logger = CSVLogger(run, name=None, version="", flush_logs_every_n_steps=1)
     logger.experiment.metrics_keys = list(COLUMNS)
     logger.experiment.metrics = earlier
@@ -226,18 +228,14 @@ def tokens_trained(run: Path) -> int:
 
 def draw_curves(run: Path) -> Path:
     """RUN/curves.png from RUN/metrics.csv: loss and held-out loss above, learning rate and gradient norm below."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     rows = read_metrics(run / "metrics.csv")
     figure, (losses, rates) = plt.subplots(
         2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1), layout="constrained"
     )
     losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train (mean over a step's target tokens)")
     losses.plot(*series(rows, "val/loss"), color="#c0392b", marker="o", label="held out")
-    losses.set(ylabel="loss, nats per token", title=run.name)
+    losses.set(ylabel="loss, nats per token", title=drawn(run.name))
     losses.legend(frameon=False)
     losses.grid(alpha=0.3)
     rates.plot(*series(rows, "train/lr"), color="#2c7a4b", label="learning rate")
@@ -246,6 +244,7 @@ def draw_curves(run: Path) -> Path:
     norms.plot(*series(rows, "train/grad_norm"), color="#8e6bb0", alpha=0.7)
     norms.set_ylabel("gradient norm", color="#8e6bb0")
     path = run / "curves.png"
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as draft:
+        figure.savefig(draft, dpi=120)
     plt.close(figure)
     return path

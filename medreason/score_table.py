@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medreason.disk import whole_file
+from medreason.outside import drawn, literal, pyplot
+
 Score = Mapping[str, Any]
 
 
@@ -13,15 +16,17 @@ def show(scores: Score) -> None:
     from rich.table import Table
 
     found = scores["scores"]
-    table = Table("", *found)
+    table = Table("")
+    for name in found:
+        table.add_column(literal(name))
     for title, cell in MEASURES.items():
         cells = [cell(score) for score in found.values()]
         if any(cells):
-            table.add_row(title, *cells)
+            table.add_row(title, *map(literal, cells))
     console = Console(highlight=False)
     console.print(table)
     for name, pair in scores["differences"].items():
-        console.print(f"{name}, against {scores['against']}: {pair['in_words']}", soft_wrap=True)
+        console.print(literal(f"{name}, against {scores['against']}: {pair['in_words']}"), soft_wrap=True)
 
 
 def share(score: Score) -> str:
@@ -78,11 +83,7 @@ MEASURES: dict[str, Callable[[Score], str]] = {
 
 def draw(scores: Score, path: Path) -> None:
     """A point with its interval for each benchmark, and for each of its subjects where there are several."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     rows = []
     for name, score in scores.items():
         if score.get("accuracy") is None:
@@ -100,9 +101,10 @@ def draw(scores: Score, path: Path) -> None:
         colour = "#2c5a8c" if whole else "#8fa8c0"
         axes.plot([100 * low, 100 * high], [place, place], color=colour, lw=2.5 if whole else 1.5)
         axes.plot([100 * score["accuracy"]], [place], "o", color=colour, ms=7 if whole else 4)
-    axes.set_yticks(range(len(rows)), [f"{name} ({score['questions']:,})" for name, score, _ in rows])
+    axes.set_yticks(range(len(rows)), [f"{drawn(name)} ({score['questions']:,})" for name, score, _ in rows])
     axes.invert_yaxis()
     axes.set(xlabel="questions answered correctly, % (95% interval)", xlim=(0, 100))
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as draft:
+        figure.savefig(draft, dpi=120)
     plt.close(figure)

@@ -1,39 +1,93 @@
 """python -m medreason.serve run=DIR: a run's model behind the API that OpenAI's clients speak.
 
-    RUN/export_merged, made where there is none --> transformers serve, or vllm serve
+    RUN/export_merged, made where there is none --> transformers behind bounds (endpoint.py), or vllm serve
 
-The server takes this process's place: what ends the one ends the other, and an export's memory is free again.
+Where an export had to be made this process begins anew, so that the export's memory is free again.
 """
 
 import os
 import shutil
 import signal
 import sys
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from medreason.command import command, root
-from medreason.config import ConfigError, Engine, ExportFormat, Quantization, ServeConfig
+from medreason.config import ConfigError, Engine, ExportFormat, Quantization, RunFailed, ServeConfig
 from medreason.export import check_base, read_run, write_export
-from medreason.preflight import check_installed, check_port
-from medreason.progress import say
+from medreason.own_process import carry_out, describe_exit
+from medreason.preflight import check_installed, check_port, check_safetensors
+from medreason.progress import quieten, say
+from medreason.run_directory import read_json
 from medreason.sweep_results import read_mapping
+
+MAX_REQUESTS = {Engine.transformers: 64, Engine.vllm: 256}  # at work and waiting; at work
 
 
 def serve(config: ServeConfig) -> None:
     check_engine(config.engine)
     check_port(config.host, config.port)
-    folder = Path(config.weights) if config.weights else merged_export(Path(config.run or ""))
+    if config.run and not merged(Path(config.run)).is_dir():
+        make_export(Path(config.run))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    folder = Path(config.weights) if config.weights else merged(Path(config.run or ""))
     template = read_template(folder)
-    words = server_command(config, folder.resolve(), template)
-    say(f"serving model={model_name(folder.resolve())} at http://{config.host}:{config.port}/v1; Ctrl-C ends it")
+    folder = folder.resolve()
+    address = f"http://{config.host}:{config.port}/v1"
+    say(f"serving model={model_name(folder)} at {address}; Ctrl-C ends it")
     say(describe_reasoning(config.engine, template))
-    sys.stdout.flush()
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1"}  # all that it needs is in the folder
-    os.chdir(folder.resolve().parent.parent)  # the server takes the model's name for a path
-    os.execvp(words[0], words)
+
+    def ready() -> None:
+        say(f"ready: {address}")
+
+    if config.engine is Engine.transformers:
+        by_transformers(config, folder, ready)
+    else:
+        by_vllm(config, folder, template, ready)
+    say("stopped")
+
+
+def by_transformers(config: ServeConfig, folder: Path, ready: Callable[[], None]) -> None:
+    """Serves in this process until Ctrl-C or SIGTERM. Raises RunFailed where nothing could listen."""
+    quieten()
+    from medreason.endpoint import Endpoint, load_served, serve_requests
+
+    served = load_served(str(folder), model_name(folder), served_tokens(folder))
+    endpoint = Endpoint(served, config.max_requests or MAX_REQUESTS[config.engine])
+    if not serve_requests(endpoint, config.host, config.port, ready):
+        raise RunFailed(f"host={config.host} port={config.port}: nothing could listen there; give another port=NUMBER")
+
+
+def by_vllm(config: ServeConfig, folder: Path, template: dict[str, Any] | None, ready: Callable[[], None]) -> None:
+    """Has vLLM serve until Ctrl-C or SIGTERM. Raises RunFailed where it ends by itself."""
+    told = False
+
+    def watch() -> None:
+        nonlocal told
+        if not told and answers(config.host, config.port):
+            told = True
+            ready()
+
+    try:
+        code = carry_out(vllm_command(config, folder, template), watch=watch)
+    except KeyboardInterrupt:
+        return
+    raise RunFailed(f"vLLM {describe_exit(code)}")
+
+
+def answers(host: str, port: int) -> bool:
+    """Whether a server is ready for requests."""
+    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    try:
+        urllib.request.urlopen(f"http://{reached}:{port}/health", timeout=1).close()
+    except OSError:
+        return False
+    return True
 
 
 def check_engine(engine: Engine) -> None:
@@ -50,11 +104,9 @@ def merged(run: Path) -> Path:
     return run / "export_merged"
 
 
-def merged_export(run: Path) -> Path:
-    """RUN/export_merged, which is made if it is not there. Raises ConfigError or RunFailed where it cannot be."""
+def make_export(run: Path) -> None:
+    """Makes RUN/export_merged. Raises ConfigError or RunFailed where it cannot be."""
     folder = merged(run)
-    if folder.is_dir():
-        return folder
     try:
         found = read_run(run)
         check_base(found.model)
@@ -64,7 +116,6 @@ def merged_export(run: Path) -> Path:
     usual = OmegaConf.load(root() / "conf" / "export.yaml")
     asked = {"questions": usual.questions, "max_new_tokens": usual.max_new_tokens}
     write_export(found, ExportFormat.merged, Quantization.q8_0, folder, **asked)
-    return folder
 
 
 def read_template(folder: Path) -> dict[str, Any] | None:
@@ -74,6 +125,7 @@ def read_template(folder: Path) -> dict[str, Any] | None:
     """
     if not (folder / "config.json").is_file() or not (folder / "tokenizer_config.json").is_file():
         raise ConfigError(f"weights={folder}: no merged export there; make one with medreason.export format=merged")
+    check_safetensors(folder, f"weights={folder}")
     template: dict[str, Any] | None = read_mapping(folder / "tokenizer_config.json")[0].get("response_template")
     return template
 
@@ -83,18 +135,26 @@ def model_name(folder: Path) -> str:
     return str(folder.relative_to(folder.parent.parent))
 
 
-def server_command(config: ServeConfig, folder: Path, template: dict[str, Any] | None) -> list[str]:
-    """The server's command, to be run two folders above the model."""
-    where = ["--host", config.host, "--port", str(config.port)]
-    if config.engine is Engine.vllm:
-        parser = ["--reasoning-parser", VLLM_PARSER] if vllm_parts(template) else []
-        return ["vllm", "serve", str(folder), "--served-model-name", model_name(folder), *where, *parser]
-    import torch
+def served_tokens(folder: Path) -> int:
+    """How long a prompt and its answer may be together, in tokens."""
+    from medreason.model import LONGEST_CONTEXT
 
-    # as medreason.chat has it: bfloat16 stalls on a CPU whose cores are shared
-    where += [] if torch.cuda.is_available() else ["--dtype", "float32"]
-    # -P: what lies in the folder that it runs in is data, not Python's modules
-    return [sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", model_name(folder), *where]
+    config = read_json(folder / "config.json")
+    positions = (config.get("text_config") or config).get("max_position_embeddings")
+    return min(positions, LONGEST_CONTEXT) if isinstance(positions, int) else LONGEST_CONTEXT
+
+
+def vllm_command(config: ServeConfig, folder: Path, template: dict[str, Any] | None) -> list[str]:
+    """vLLM's command. It lets requests beyond those at work wait, and ends those whose client has left."""
+    bounds = {
+        "--served-model-name": model_name(folder),
+        "--host": config.host,
+        "--port": config.port,
+        "--max-model-len": served_tokens(folder),
+        "--max-num-seqs": config.max_requests or MAX_REQUESTS[config.engine],
+    }
+    words = ["vllm", "serve", str(folder), *(str(word) for pair in bounds.items() for word in pair)]
+    return [*words, "--reasoning-parser", VLLM_PARSER] if vllm_parts(template) else words
 
 
 VLLM_PARSER = "olmo3"  # reads think tags as text; vLLM's others need them to be tokens of the vocabulary

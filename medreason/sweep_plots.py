@@ -10,10 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from medreason.outside import drawn, prepare_pictures
 from medreason.page import amount, short
 from medreason.run_directory import series
 from medreason.sweep_results import Setting, Trial, by_start, finished, numeric
 
+prepare_pictures()
 BEST, DONE, PRUNED, LEARNING = "#c0392b", "#4c78a8", "#808894", "#2c7a4b"
 LEVELS = 8  # more distinct values than this are binned
 BINS = 6
@@ -67,7 +69,7 @@ def draw_curves(trials: Sequence[Trial], metric: str) -> Figure | None:
         return None
     best = next(iter(finished(shown)), None)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
-    axis = axes(figure, xlabel="optimizer step", ylabel=f"{metric} (lower is better)")
+    axis = axes(figure, xlabel="optimizer step", ylabel=f"{drawn(metric)} (lower is better)")
     looks: dict[str, dict[str, Any]] = {
         "finished": {"color": DONE, "alpha": 0.55, "linewidth": 1.2},
         "pruned": {"color": PRUNED, "alpha": 0.55, "linewidth": 1},
@@ -108,7 +110,7 @@ def draw_progress(trials: Sequence[Trial], metric: str) -> Figure | None:
             points.append((spent, trial.value))
             best.append((spent, so_far))
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    axis = axes(figure, xlabel="tokens trained on, all trials", ylabel=f"{metric} (lower is better)")
+    axis = axes(figure, xlabel="tokens trained on, all trials", ylabel=f"{drawn(metric)} (lower is better)")
     axis.plot(*zip(*points, strict=True), "o", color=DONE, alpha=0.6, markersize=5, label="finished trials")
     best.append((spent, so_far))
     axis.step(*zip(*best, strict=True), where="post", color=BEST, linewidth=2, label="best so far")
@@ -174,9 +176,9 @@ def draw_heat(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Figu
             axis.text(column, row - 0.08, f"{count} {unit}", ha="center", va="top", color=colour, fontsize=7)
     axis.set_xticks(range(len(columns.labels)), columns.labels, fontsize=9)
     axis.set_yticks(range(len(rows.labels)), rows.labels, fontsize=9)
-    axis.set(ylabel=chosen[0], xlabel=chosen[1])
+    axis.set(ylabel=drawn(chosen[0]), xlabel=drawn(chosen[1]))
     axis.spines[:].set_visible(False)
-    figure.colorbar(image, label=f"best {metric}", extend="max" if reached.max() > top else "neither")
+    figure.colorbar(image, label=f"best {drawn(metric)}", extend="max" if reached.max() > top else "neither")
     return figure
 
 
@@ -194,7 +196,7 @@ def draw_slices(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Fi
     top = focus(panels[0], values, values)
     panels[0].set_title("", loc="right")  # triangles say it
     for key, panel in zip(keys, panels, strict=False):
-        tidy(panel, xlabel=key)
+        tidy(panel, xlabel=drawn(key))
         here = [trial for trial in shown if key in trial.settings]
         levels = place_ticks(panel, [trial.settings[key] for trial in here])
         for trial in here:
@@ -209,7 +211,7 @@ def draw_slices(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Fi
     for panel in panels[len(keys) :]:
         panel.set_visible(False)
     for row in figure.axes[::width]:
-        row.set_ylabel(metric)
+        row.set_ylabel(drawn(metric))
     return figure
 
 
@@ -219,8 +221,8 @@ def place_ticks(axis: Any, values: Sequence[Setting]) -> dict[Setting, Setting]:
     if not levels:
         return {}
     if any(isinstance(level, str) for level in levels):
-        texts = [short(level) for level in levels]
-        axis.set_xticks(range(len(levels)), texts, rotation=20 if max(map(len, texts)) > 8 else 0, parse_math=False)
+        texts = [drawn(short(level)) for level in levels]
+        axis.set_xticks(range(len(levels)), texts, rotation=20 if max(map(len, texts)) > 8 else 0)
         axis.set_xlim(-0.5, len(levels) - 0.5)
         return {level: place for place, level in enumerate(levels)}
     numbers = [float(level) for level in levels]
@@ -253,7 +255,7 @@ def draw_importance(shares: Mapping[str, float]) -> Figure | None:
     ranked = sorted(shares.items(), key=lambda item: item[1])
     figure = Figure(figsize=(7, 0.9 + 0.42 * len(ranked)), layout="constrained")
     axis = axes(figure, xlabel="share of the importance", xlim=(0, 1.08))
-    axis.barh([key for key, _ in ranked], [share for _, share in ranked], color=DONE, height=0.6)
+    axis.barh([drawn(key) for key, _ in ranked], [share for _, share in ranked], color=DONE, height=0.6)
     for place, (_, share) in enumerate(ranked):
         axis.text(share + 0.01, place, f"{share:.0%}", va="center", fontsize=9)
     return figure

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medreason.command import known_keys, load, unknown_setting
 from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, TrialsConfig
+from medreason.outside import one_line
 from medreason.progress import say
 from medreason.run_directory import read_json, write_json
 from medreason.space import override, read_space
@@ -205,6 +206,6 @@ def show(folder: Path) -> None:
 
     try:
         for line in write_report(folder, top=10):
-            print(line)
+            print(one_line(line))
     except (ConfigError, OSError) as error:
         say(f"no report: {error}")

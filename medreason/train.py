@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from hydra.core.hydra_config import HydraConfig
 from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
+from medreason.disk import whole_file, whole_folder
+from medreason.outside import literal, one_line
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run, check_steps, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
@@ -188,7 +191,9 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
     finally:
         if first_process():
             record["seconds"] = round(seconds_before + time.monotonic() - began, 1)
-            write_json(run / "run.json", record)
+            # on a full disk, that it is full is told, not that this could not be written either
+            with suppress(OSError) if record["status"].startswith("failed") else nullcontext():
+                write_json(run / "run.json", record)
         finish_wandb(failed=record["status"] not in ("finished", "pruned"))
     if record["status"] == "finished" and first_process():
         summarize(run, record["results"], config.data.format)
@@ -236,7 +241,7 @@ def fit(
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    from medreason.callbacks import StepBar, StepMetrics, checkpoints, peak_memory_gib
+    from medreason.callbacks import StepBar, StepMetrics, WholeCheckpoints, checkpoints, peak_memory_gib
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
     from medreason.sample_answers import SampleAnswers
@@ -259,7 +264,7 @@ def fit(
         devices=processes,
         strategy=several_gpus() if processes > 1 else "auto",
         # not left to Lightning: in a job of SLURM's it would leave starting processes to SLURM
-        plugins=[TorchElasticEnvironment() if processes > 1 else LightningEnvironment()],
+        plugins=[TorchElasticEnvironment() if processes > 1 else LightningEnvironment(), WholeCheckpoints()],
         precision=record["precision"],
         max_epochs=config.trainer.max_epochs,
         max_steps=config.trainer.max_steps,
@@ -308,8 +313,9 @@ def fit(
             "give gradients more room (trainer.precision=auto)"
         )
     if first_process():
-        model.save_pretrained(run / "adapter")
-        tokenizer.save_pretrained(run / "adapter")
+        with whole_folder(run / "adapter") as draft:
+            model.save_pretrained(draft)
+            tokenizer.save_pretrained(draft)
     monitored: Any = trainer.callback_metrics.get(config.monitor)
     measured: Any = trainer.callback_metrics.get("val/loss")
     if finetuner.validated_step != trainer.global_step:  # the last step was none to validate at, or no step was made
@@ -348,7 +354,8 @@ def save_config(config: TrainConfig, run: Path) -> None:
     """RUN/config.yaml: every setting as the run has it."""
     from omegaconf import OmegaConf
 
-    OmegaConf.save(OmegaConf.structured(config), run / "config.yaml")
+    with whole_file(run / "config.yaml") as draft:
+        OmegaConf.save(OmegaConf.structured(config), draft)
 
 
 def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
@@ -356,7 +363,6 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     import json
 
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     from medreason.prompts import parse_answer
@@ -364,16 +370,15 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text())
     for sample in samples[:2]:
-        # escaped: square brackets in a row are text, not Rich's markup
-        console.print(f"\n[bold]Question[/]  {escape(sample['question'])}", soft_wrap=True)
-        console.print(f"[bold]Expected[/]  {escape(sample['answer'])}", soft_wrap=True)
+        console.print("\n[bold]Question[/] ", literal(sample["question"]), soft_wrap=True)
+        console.print("[bold]Expected[/] ", literal(sample["answer"]), soft_wrap=True)
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when], style)
                 console.print(f"[bold cyan]{when:8}[/]  reasoning: ", end="")
-                console.print(parsed.reasoning or "(none shown)", style="dim", markup=False, soft_wrap=True)
+                console.print(literal(parsed.reasoning or "(none shown)", "dim"), soft_wrap=True)
                 console.print("          answer:    ", end="")
-                console.print(parsed.answer or "(none)", markup=False, soft_wrap=True)
+                console.print(literal(parsed.answer or "(none)"), soft_wrap=True)
     table = Table("", "before", "after")
     measured = (
         ("held-out loss", "val_loss", "{:.3f}"),
@@ -389,7 +394,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
             table.add_row(label, *cells)
     console.print()
     console.print(table)
-    print(f"{results['steps']} optimizer steps; curves: {run / 'curves.png'}; everything: {run}")
+    print(one_line(f"{results['steps']} optimizer steps; curves: {run / 'curves.png'}; everything: {run}"))
 
 
 def main() -> None:

@@ -428,7 +428,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
         free = 1000
 
     monkeypatch.setattr(export.shutil, "disk_usage", lambda folder: Full)
-    with pytest.raises(ConfigError, match="GB free"):
+    with pytest.raises(ConfigError, match="MB free"):
         export.export(asked(run, ExportFormat.merged, tmp_path / "merged"))
     assert list(tmp_path.iterdir()) == []
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from conftest import free_port
+from medreason import remote
 from medreason.config import ConfigError, Format, RunFailed
 from medreason.generate import Written
 from medreason.preflight import check_server
@@ -121,6 +122,20 @@ def test_what_came_before_a_refusal_is_kept(served: Callable[[Reply], str]) -> N
     assert next(found) == (0, Written("A", cut=False))
     with pytest.raises(RunFailed, match=r"model=m: .*404.* no model.*; the same command goes on with what is left$"):
         next(found)
+
+
+def test_a_busy_server_is_asked_again_until_it_has_a_place(
+    served: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "BUSY_SECONDS", 0.01)
+    asked: list[str] = []
+
+    def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        asked.append(body["messages"][0]["content"])
+        return message("A") if len(asked) > 5 else (429, {"error": {"message": "busy"}})
+
+    assert ask(served(reply), "one", at_once=1) == {0: Written("A", cut=False)}
+    assert asked == ["one"] * 6
 
 
 def test_a_server_that_is_none_is_refused_in_one_line(

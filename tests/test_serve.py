@@ -1,5 +1,7 @@
 """A tiny run that knows one answer behind an OpenAI-compatible endpoint, asked by OpenAI's own client."""
 
+import http.client
+import json
 import os
 import signal
 import socket
@@ -7,7 +9,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +78,37 @@ def test_a_streamed_answer_has_its_reasoning_apart_too(server: tuple[subprocess.
     assert "".join(delta.content or "" for delta in deltas) == TAUGHT.answer
 
 
+def test_two_hundred_at_once_half_of_them_leaving_are_answered_or_refused_and_memory_stays(
+    server: tuple[subprocess.Popen[str], str],
+) -> None:
+    process, url = server
+    asked(url)
+    before = most_mib(process.pid)
+    turn = {"role": "user", "content": TAUGHT.question}
+
+    def request(number: int) -> int:
+        longer = {"content": "a" * 10**6} if number % 10 == 1 else {}
+        connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=300)
+        try:
+            connection.request(
+                "POST", "/v1/chat/completions", json.dumps({"messages": [turn | longer], "max_tokens": 10**9})
+            )
+            return 0 if number % 2 == 0 else connection.getresponse().status
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(200) as pool:
+        statuses = list(pool.map(request, range(200)))
+    assert set(statuses) <= {0, 200, 413, 429} and {200, 413} <= set(statuses), Counter(statuses)
+    assert asked(url).choices[0].finish_reason == "stop"
+    assert most_mib(process.pid) - before < 200, "a prompt of a megabyte would take gigabytes"
+
+
+def most_mib(process: int) -> float:
+    """The most that a process ever held."""
+    return int(Path(f"/proc/{process}/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**10
+
+
 def test_reasoning_and_answer_of_a_server_are_joined_as_the_model_wrote_them(
     server: tuple[subprocess.Popen[str], str],
 ) -> None:
@@ -104,24 +139,26 @@ def test_ctrl_c_ends_the_server_and_leaves_no_process(server: tuple[subprocess.P
     port = url.rpartition(":")[2]
     assert f"serving model=run/export_merged at http://127.0.0.1:{port}/v1; Ctrl-C ends it" in said
     assert "in message.reasoning_content" in said
+    assert said.index("serving") < said.index("ready: ") < said.index("stopped")
+    assert process.returncode == 0 and "Aborted" not in said
     with socket.create_server(("127.0.0.1", int(port))):
         pass
 
 
 def config(**changes: Any) -> ServeConfig:
     given = {"run": "runs/one", "weights": None, "engine": Engine.transformers, "host": "127.0.0.1", "port": 8000}
-    return ServeConfig(**{**given, **changes})
+    return ServeConfig(**{**given, "max_requests": None, **changes})
 
 
 def test_vllm_reads_think_tags_and_leaves_other_marks_in_the_answer(tokenizer: Any) -> None:
     folder = Path("/runs/one/export_merged")
     settings = config(engine=Engine.vllm, host="0.0.0.0", port=8001)
     plain = ["vllm", "serve", "/runs/one/export_merged", "--served-model-name", "one/export_merged"]
-    plain += ["--host", "0.0.0.0", "--port", "8001"]
+    plain += ["--host", "0.0.0.0", "--port", "8001", "--max-model-len", "32768", "--max-num-seqs", "256"]
     think, huatuo = (response_template(tokenizer, style) for style in (Format.think, Format.huatuo))
-    assert serve.server_command(settings, folder, think) == [*plain, "--reasoning-parser", "olmo3"]
-    assert serve.server_command(settings, folder, huatuo) == plain
-    assert serve.server_command(settings, folder, None) == plain
+    assert serve.vllm_command(settings, folder, think) == [*plain, "--reasoning-parser", "olmo3"]
+    assert serve.vllm_command(settings, folder, huatuo) == plain
+    assert serve.vllm_command(settings, folder, None) == plain
     assert "message.reasoning (" in serve.describe_reasoning(Engine.vllm, think)
     for template in (huatuo, None):
         assert "medreason.prompts.parse_answer takes it apart" in serve.describe_reasoning(Engine.vllm, template)
@@ -133,25 +170,64 @@ def test_an_export_of_before_response_templates_is_served_with_a_word_on_its_rea
     assert "parse_answer takes it apart" in serve.describe_reasoning(Engine.transformers, None)
 
 
-def test_the_server_takes_this_process_place_where_the_model_is_found_by_its_name(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_is_served_for_its_own_context_and_no_longer_than_chat_takes(exported: Path, tmp_path: Path) -> None:
+    assert serve.served_tokens(exported) == 4096
+    for config, tokens in (("{", 32_768), ('{"max_position_embeddings": 131072}', 32_768),
+                           ('{"text_config": {"max_position_embeddings": 8192}}', 8192)):  # fmt: skip
+        (tmp_path / "config.json").write_text(config)
+        assert serve.served_tokens(tmp_path) == tokens
+
+
+def test_a_run_without_an_export_gets_one_and_the_process_begins_anew(
+    taught_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    became: list[str] = []
+    done: list[Any] = []
+
+    def anew(program: str, words: list[str]) -> None:
+        done.append((program, words))
+        raise InterruptedError
+
     monkeypatch.setattr(serve, "check_port", lambda host, port: None)
-    monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(os, "execvp", lambda file, words: became.extend([str(Path.cwd()), *words]))
-    monkeypatch.chdir(ROOT)  # and back again
-    serve.serve(config(run=None, weights=str(exported)))
-    assert (Path(became[0]) / "run/export_merged/config.json").is_file()
-    assert became[1:7] == [sys.executable, "-P", "-m", "transformers.cli.transformers", "serve", "run/export_merged"]
+    monkeypatch.setattr(serve, "write_export", lambda run, kind, packed, output, **counts: done.append(output))
+    monkeypatch.setattr(os, "execv", anew)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "medreason.serve", f"run={taught_run}"])
+    is_dir = Path.is_dir
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name != "export_merged" and is_dir(path))
+    with pytest.raises(InterruptedError):
+        serve.serve(config(run=str(taught_run)))
+    again = [sys.executable, "-m", "medreason.serve", f"run={taught_run}"]
+    assert done == [taught_run / "export_merged", (sys.executable, again)]
 
 
-def test_a_run_without_an_export_gets_one(taught_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Path] = []
-    monkeypatch.setattr(serve, "write_export", lambda run, kind, packed, output, **counts: made.append(output))
-    monkeypatch.setattr(Path, "is_dir", lambda path: path.name != "export_merged")
-    assert serve.merged_export(taught_run) == taught_run / "export_merged"
-    assert made == [taught_run / "export_merged"]
+FAKE_VLLM = """#!{python}
+import sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers()
+    def log_message(self, *_): pass
+print("vllm was given", *sys.argv[1:], flush=True)
+HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+"""
+
+
+def test_vllm_says_ready_when_it_answers_and_ends_with_ctrl_c(exported: Path, tmp_path: Path) -> None:
+    fake, port = tmp_path / "vllm", free_port()
+    fake.write_text(FAKE_VLLM.replace("{python}", sys.executable))
+    fake.chmod(0o755)
+    words = [sys.executable, "-m", "medreason.serve", f"weights={exported}", "engine=vllm", f"port={port}"]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(
+        [*words, "max_requests=9"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=environment,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        while "ready: " not in lines[-1]:
+            lines.append(process.stdout.readline())
+            assert lines[-1], "it ended"
+        process.send_signal(signal.SIGINT)
+        said = "".join(lines) + process.stdout.read()
+    assert "--max-model-len 4096 --max-num-seqs 9" in said and "stopped" in said and process.returncode == 0
 
 
 def test_a_mistake_is_one_line_before_anything_is_loaded(taught_run: Path, tmp_path: Path) -> None:
