@@ -29,6 +29,7 @@ from transformers.cli.serving.utils import GenerateManager, GenerationState, Mod
 
 from medreason.config import ConfigError
 from medreason.control_tokens import encode, hide
+from medreason.preflight import lacks_bfloat16
 from medreason.progress import say
 from medreason.request_checks import Body, Refused, check_model, checked
 
@@ -323,13 +324,16 @@ async def send_json(send: Send, status: int, content: Any, headers: Mapping[str,
 
 
 def load_served(folder: str, name: str, context_tokens: int) -> Served:
-    """The model of a folder, in the type its weights are stored in on a GPU, else in float32."""
+    """The model of a folder: in its own type on a GPU, in float16 on one without bfloat16, else in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # as medreason.chat has it: bfloat16 stalls on a CPU whose cores are shared
-    place = {"dtype": "auto", "device_map": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
+    if torch.cuda.is_available():
+        place: dict[str, Any] = {"dtype": torch.float16 if lacks_bfloat16() else "auto", "device_map": "auto"}
+    else:
+        place = {"dtype": torch.float32}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, **place)
     return Served(name, model.eval(), AutoTokenizer.from_pretrained(folder), context_tokens)
 
