@@ -25,7 +25,7 @@ def grow(rows: str, count: int) -> None:
     from pathlib import Path
 
     rng = random.Random(0)
-    originals = [json.loads(line) for line in Path(rows).read_text().splitlines()]
+    originals = [json.loads(line) for line in Path(rows).read_text(encoding="utf-8").splitlines()]
 
     def varied(text: str) -> str:
         words = text.split(" ")

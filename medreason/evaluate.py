@@ -168,7 +168,7 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
 def read_records(path: Path, task: Task | None = None) -> list[dict[str, Any]]:
     """The answers in a file, those to `task` in its order; a line that a kill has cut is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
             records.append(json.loads(line))
         except ValueError:
@@ -187,7 +187,7 @@ def drop_cut_line(path: Path) -> None:
 
 
 def append_records(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 

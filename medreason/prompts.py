@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medreason.chat_template import templated
 from medreason.config import Format
 
 
@@ -87,8 +88,7 @@ def conversation_text(tokenizer: Any, earlier: Sequence[tuple[str, str]], questi
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
         turns.append({"role": "user", "content": question})
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text
+        return templated(tokenizer, turns)
     return beginning(tokenizer) + template.replace("{question}", question)
 
 
