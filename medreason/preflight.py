@@ -136,5 +136,6 @@ def check_server(server: str) -> None:
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = hidden(str(getattr(error, "reason", error))).lower()
         raise ConfigError(
-            f"server={hidden(server)}: no list of models there ({why}); name the address that medreason.serve tells, with /v1"
+            f"server={hidden(server)}: no list of models there ({why}); "
+            "name the address that medreason.serve tells, with /v1"
         ) from error
