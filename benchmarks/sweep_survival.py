@@ -44,7 +44,7 @@ def trial_processes(folder: Path) -> list[int]:
             words = (place / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if any(word.startswith(f"hydra.run.dir='{folder}/".encode()) for word in words):
+        if any(word.startswith(f"hydra.run.dir={folder}/".encode()) for word in words):
             found.append(int(place.name))
     return found
 

@@ -83,11 +83,20 @@ def command_line(name: str, words: Sequence[str]) -> str:
 
 
 def shell_word(word: str) -> str:
-    """A word as a shell reads it, on one line; a file name's bytes that are no text too."""
-    if not UNPRINTABLE.search(word):
+    """A word as a shell reads it, on one line, in characters that this process's output has."""
+    if all(map(sayable, word)):
         return shlex.quote(word)
-    escaped = re.sub(r"[\\']", r"\\\g<0>", word)
-    return "$'" + UNPRINTABLE.sub(lambda found: hexadecimal(found[0]), escaped) + "'"
+    # $'...' is bash's, zsh's and ksh's; the bytes of a file's name that are no text can be said no other way
+    escaped = (hexadecimal(one) if not sayable(one) else f"\\{one}" if one in "\\'" else one for one in word)
+    return f"$'{''.join(escaped)}'"
+
+
+def sayable(character: str) -> bool:
+    try:
+        character.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return not UNPRINTABLE.match(character)
 
 
 def hexadecimal(character: str) -> str:

@@ -7,7 +7,9 @@ metrics.csv     every logged number by optimizer step         curves.png    loss
 samples.json    held-out questions, as answered over time     .hydra/       Hydra's own record
 """
 
+import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -211,8 +213,11 @@ def read_cells(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
-    # a key of None: more cells than columns
-    return [{key: cell for key, cell in row.items() if key and cell} for row in csv.DictReader(text.splitlines())]
+    rows = []
+    with contextlib.suppress(csv.Error):  # a cell that never ends: what stands before it counts
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            rows.append({key: cell for key, cell in row.items() if key and cell})  # None: more cells than columns
+    return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

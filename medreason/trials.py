@@ -167,7 +167,8 @@ def describe_end(study: optuna.Study, trial: FrozenTrial, folder: Path, ended: s
     name = f"trial {trial.number}"
     if ended is None:
         died = read_json(run / "trial.json").get("died")
-        return f"{name}: {died[-1] if died else 'interrupted'}; it goes on from its last checkpoint"
+        how = died[-1] if isinstance(died, list) and died else "interrupted"
+        return f"{name}: {how}; it goes on from its last checkpoint"
     if ended == "FAIL":
         return f"{name}: failed: {read_json(run / 'trial.json').get('reason')}"
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))

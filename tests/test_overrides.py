@@ -1,5 +1,6 @@
 """Values that people have, as words of Hydra's command line and back."""
 
+import io
 import subprocess
 import sys
 from enum import Enum
@@ -13,7 +14,7 @@ from omegaconf import OmegaConf
 
 from conftest import composed
 from medreason.config import ConfigError, Packing, TrainConfig
-from medreason.overrides import agents_overrides, as_meant, command_line, override, spelled
+from medreason.overrides import agents_overrides, as_meant, command_line, override, shell_word, spelled
 from medreason.run_directory import run_config, settings_of, write_settings
 from medreason.space import read_space
 
@@ -95,6 +96,14 @@ def test_values_of_a_sweep_arrive_in_its_trials_as_they_were() -> None:
             again = OverridesParser.create().parse_override(f"x={spelled(found)}").value()
             assert again == value
             assert type(again) is type(value)
+
+
+def test_a_command_can_be_pasted_from_a_terminal_that_lacks_its_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    form = shell_word("data.path='/d/病 é.jsonl'")
+    assert form.isascii()
+    said = subprocess.run(["bash", "-c", f"printf %s {form}"], capture_output=True, encoding="utf-8", check=True)
+    assert said.stdout == "data.path='/d/病 é.jsonl'"
 
 
 @pytest.mark.parametrize(
