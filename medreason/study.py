@@ -50,11 +50,11 @@ def open_study(url: str, name: str, pruner: BasePruner) -> optuna.Study:
     warnings.filterwarnings("ignore", message=LISTS_AS_CHOICES)
     try:
         storage: Any = whole(url)
-        if url.startswith("journal://"):
+        if storage.startswith("journal://"):
             from optuna.storages import JournalStorage
             from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-            path = url.removeprefix("journal://")
+            path = storage.removeprefix("journal://")
             storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
         # the sampler that is stored nowhere is set at each proposal; a random one costs a trial's process nothing
         sampler = optuna.samplers.RandomSampler()

@@ -40,6 +40,7 @@ def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], ident
         "group": run.parent.name[:LONGEST_NAME] if swept else None,
         "job_type": "trial" if swept else "train",
         "tags": config.logger.tags,
+        "mode": "offline" if offline else "online",  # said to wandb itself: it has read its environment already
         "config": settings_of(config),
     }
     if identity:

@@ -160,6 +160,7 @@ def test_the_best_trials_are_confirmed_with_other_seeds_through_another_launcher
         (["data.path=none.jsonl"], "data.path=none.jsonl: no such file"),
         (["hydra.sweeper.storage=/x.db"], "hydra.sweeper.storage must be null, journal or a URL"),
         (["hydra.sweeper.storage=nosql://x"], "hydra.sweeper.storage=nosql://x:"),
+        (["hydra.sweeper.storage=nosql://me:pw-to#hide@x/y"], "hydra.sweeper.storage=nosql://me@x/y:"),
     ],
 )
 def test_a_mistake_in_a_sweep_is_one_line_before_any_trial(
@@ -170,3 +171,5 @@ def test_a_mistake_in_a_sweep_is_one_line_before_any_trial(
     assert said in told.stderr.splitlines()[-1]
     assert len(told.stderr.splitlines()) == 1
     assert not list((tmp_path / "s").glob("[0-9]*"))
+    assert "pw-to" not in told.stdout + told.stderr
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"pw-to" in file.read_bytes()]
