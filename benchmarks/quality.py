@@ -29,12 +29,13 @@ def at_once(commands: dict[str, list[str]], logs: Path) -> None:
     began = time.monotonic()
     started = {}
     for name, command in commands.items():
-        with (logs / f"{name}.log").open("w") as log:
+        with (logs / f"{name}.log").open("w", encoding="utf-8") as log:
             started[name] = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT)
     try:
         for name, process in started.items():
             if process.wait() != 0:
-                raise RuntimeError(f"{name} failed:\n{(logs / f'{name}.log').read_text()[-1500:]}")
+                said = (logs / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"{name} failed:\n{said[-1500:]}")
             print(f"{name}: done after {time.monotonic() - began:.0f} s", flush=True)
     finally:
         for process in started.values():

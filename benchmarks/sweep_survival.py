@@ -44,7 +44,7 @@ def trial_processes(folder: Path) -> list[int]:
             words = (place / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if any(word.startswith(f"hydra.run.dir='{folder}/".encode()) for word in words):
+        if any(word.startswith(f"hydra.run.dir={folder}/".encode()) for word in words):
             found.append(int(place.name))
     return found
 
@@ -75,7 +75,7 @@ def outcomes(folder: Path) -> dict[int, tuple[object, ...]]:
     """Of each trial its settings, how it ended, its value and its reason."""
     found = {}
     for path in folder.glob("[0-9]*/trial.json"):
-        trial = json.loads(path.read_text())
+        trial = json.loads(path.read_text(encoding="utf-8"))
         reason = (trial["reason"] or "").split(":")[0] + ": " + (trial["reason"] or "").partition(": ")[2][:24]
         found[trial["number"]] = (tuple(trial["params"].items()), trial["state"], trial["value"], reason)
     return found
@@ -90,14 +90,14 @@ def main() -> None:
         {"Question": case.question, "Complex_CoT": case.reasoning, "Response": case.answer}
         for case in generate_cases(60, seed=7)
     ]
-    rows.write_text("".join(json.dumps(case) + "\n" for case in cases))
+    rows.write_text("".join(json.dumps(case) + "\n" for case in cases), encoding="utf-8")
     whole = start(rows, place / "undisturbed", trials)
     hit = disturbed(rows, place / "disturbed", trials, kills, seed)
     whole.wait()
     expected, found = outcomes(place / "undisturbed"), outcomes(place / "disturbed")
     for number in sorted({*expected, *found}):
         same = "same" if expected.get(number) == found.get(number) else f"BUT UNDISTURBED {expected.get(number)}"
-        died = json.loads((place / "disturbed" / str(number) / "trial.json").read_text())["died"]
+        died = json.loads((place / "disturbed" / str(number) / "trial.json").read_text(encoding="utf-8"))["died"]
         print(number, *(found.get(number) or ["missing"]), f"died {len(died)}", same, sep=" | ")
     print(f"kills: {dict(hit)}; states: {dict(Counter(str(trial[1]) for trial in found.values()))}")
     print("every trial as in the undisturbed sweep" if expected == found else "THE SWEEPS DIFFER")

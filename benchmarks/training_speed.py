@@ -75,7 +75,7 @@ def peer(name: str, model: str, rows: str, steps: int, row_tokens: int) -> dict[
 
 def carry_out(command: list[str]) -> str:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=env)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, env=env)
     return done.stdout + done.stderr
 
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf.errors import OmegaConfBaseException
+
 from medreason import embedded
+from medreason.chat_template import check_chat_template
 from medreason.command import composed
-from medreason.config import ConfigError, Format, Precision, TrainConfig
+from medreason.config import ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
 from medreason.run_directory import read_json, run_config
 
@@ -68,7 +71,8 @@ def of_adapter(folder: Path, base: bool) -> Answerer:
     settings = read_json(folder / "adapter_config.json")
     name, targets = settings.get("base_model_name_or_path"), settings.get("target_modules")
     known = settings.get("peft_type") == "LORA" and {"r", "lora_alpha"} <= settings.keys()
-    if not known or not name or not isinstance(targets, list):
+    listed = isinstance(targets, list) and all(isinstance(one, str) for one in targets)
+    if not known or not name or not isinstance(name, str) or not listed:
         raise ConfigError(f"run={folder}: not LoRA over a list of target modules, which is what this project knows")
     if odd := [key for key, usual in PLAIN.items() if settings.get(key, usual) != usual]:
         raise ConfigError(f"run={folder}: an adapter with {odd[0]}, which this project does not know")
@@ -76,20 +80,30 @@ def of_adapter(folder: Path, base: bool) -> Answerer:
         check_safetensors(folder, f"run={folder}")
     template = folder / "chat_template.jinja"
     config = alone(name)
+    revision = settings.get("revision")
     config.model = replace(
         config.model,
-        revision=settings.get("revision"),
-        chat_template=template.read_text() if template.is_file() else None,
+        revision=None if revision is None else str(revision),
+        chat_template=read_template(template) if template.is_file() else None,
     )
-    config.lora = replace(
-        config.lora,
-        r=settings["r"],
-        alpha=settings["lora_alpha"],
-        target_modules=targets,
-        rslora=bool(settings.get("use_rslora")),
-        dora=bool(settings.get("use_dora")),
-    )
+    rank, alpha = settings["r"], settings["lora_alpha"]
+    given = {"r": rank, "alpha": alpha, "target_modules": targets}
+    switches = {"rslora": bool(settings.get("use_rslora")), "dora": bool(settings.get("use_dora"))}
+    try:
+        config.lora = typed(LoraConfig, vars(config.lora) | given | switches)
+    except (ConfigError, OmegaConfBaseException) as error:
+        raise ConfigError(f"run={folder}: adapter_config.json: {str(error).splitlines()[0]}") from error
     return Answerer(config, None if base else folder, None, folder)
+
+
+def read_template(file: Path) -> str:
+    """An adapter's chat template. Raises ConfigError for one that cannot be read, or fails."""
+    try:
+        template = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read as UTF-8 ({type(error).__name__})") from error
+    check_chat_template(template, str(file))
+    return template
 
 
 def of_model(given: str) -> Answerer:

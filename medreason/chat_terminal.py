@@ -1,5 +1,6 @@
 """The chat in a terminal or a pipe: reasoning dimmed and set apart, commands, conversations saved."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -20,6 +21,8 @@ HELP = """\
 
 def typed_lines() -> Iterator[str]:
     """Lines of a terminal, with editing, or of a pipe, which are repeated for whoever reads the output."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text would end the talk, and lose it
     if not sys.stdin.isatty():
         for line in sys.stdin:
             if line.strip():

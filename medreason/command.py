@@ -29,11 +29,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medreason.cache import cache_folder
-from medreason.config import ConfigError, RunFailed, TrainConfig
+from medreason.config import DOLLAR, ConfigError, RunFailed, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
 from medreason.outside import one_line
+from medreason.overrides import agents_overrides, as_meant, given_overrides, printable, quoted, shell_word
+from medreason.progress import speak_safely
+from medreason.storage import SETTING, begin_again, hidden, keep, public
+from medreason.wandb_runs import agents_settings
 
 Config = TypeVar("Config")
+SEVERAL = re.compile("requires --multirun|Ambiguous value for argument")  # what Hydra says of a sweep that is none
 
 
 def root() -> Path:
@@ -51,6 +56,11 @@ class NamedRuns(SearchPathPlugin):
 
 def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> None:
     """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
+    speak_safely()
+    try:
+        settle_words(schema)
+    except ConfigError as error:
+        refuse(name, error, schema)
     if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
         from medreason import sweeper  # it uses this module
 
@@ -59,7 +69,10 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
     ConfigStore.instance().store(name="schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to us instead of Hydra's own report
 
+    begun = []
+
     def job(config: DictConfig) -> None:
+        begun.append(True)
         # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
         try:
             task(load(config, schema))
@@ -78,7 +91,12 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
     try:
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
     except (ConfigError, RunFailed, HydraException, OmegaConfBaseException) as error:
-        refuse(name, composition_error(name) if "requires --multirun" in str(error) else error, schema)
+        refuse(name, composition_error(name) if SEVERAL.search(str(error)) else error, schema)
+    except OSError as error:
+        if begun:
+            raise
+        place = f"{error.filename}: {error.strerror}; a run's directory cannot be made; give another hydra.run.dir"
+        refuse(name, ConfigError(place), schema)
     except KeyboardInterrupt:
         print(f"\nmedreason.{name}: stopped", file=sys.stderr)
         sys.exit(130)
@@ -97,9 +115,31 @@ def full_disk(error: Exception, *given: str | None) -> str:
     return describe_full(error, *written, cache_folder(), Path(tempfile.gettempdir()))
 
 
+def settle_words(schema: type) -> None:
+    """Makes of the command line what it is meant to be, before Hydra reads it. Raises ConfigError where it cannot be.
+
+    A storage's password goes from there into the environment, and this process begins again without it.
+    """
+    given = agents_overrides(given_overrides(), agents_settings())
+    secret = {word: settled for word in given if (settled := without_password(word)) != word}
+    if secret:
+        begin_again(secret)
+    changed = dict(zip(given_overrides(), (as_meant(secret.get(word, word), schema) for word in given), strict=True))
+    sys.argv[1:] = [changed.get(word, word) for word in sys.argv[1:]]
+
+
+def without_password(word: str) -> str:
+    """The override of a storage with its URL's public form; any other, and one without a password, as it is."""
+    name, _, value = word.partition("=")
+    if name.lstrip("+") != SETTING:
+        return word
+    url = value.strip().strip("'\"")
+    return word if public(url) == url else f"{name}={quoted(keep(url))}"
+
+
 def composition_error(name: str) -> Exception:
     """Why Hydra could not compose a sweep's command: a sweep's file then does not count, so it asks for --multirun."""
-    words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    words = given_overrides()
     entries = OverridesParser.create().parse_overrides(words)
     single = [word for word, entry in zip(words, entries, strict=True) if not entry.is_sweep_override()]
     try:
@@ -107,7 +147,12 @@ def composition_error(name: str) -> Exception:
             hydra.compose(name, overrides=single, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         return error
-    return ConfigError("several values for a setting make a sweep: add --multirun, or sweeps=NAME")
+    several = next(word for word, entry in zip(words, entries, strict=True) if entry.is_sweep_override())
+    setting, _, value = several.partition("=")
+    return ConfigError(
+        "several values for a setting make a sweep: add --multirun, or sweeps=NAME; a value with a comma in it needs "
+        f"quotes: {shell_word(f'{setting}={quoted(value)}')}"
+    )
 
 
 def composed(*overrides: str) -> TrainConfig:
@@ -132,7 +177,7 @@ def swept_settings() -> dict[str, str]:
     if hydra_config.mode is not RunMode.MULTIRUN:
         return {}
     parser = OverridesParser.create()
-    asked = parser.parse_overrides([word for word in sys.argv[1:] if "=" in word and not word.startswith("-")])
+    asked = parser.parse_overrides(given_overrides())
     swept = {override.key_or_group for override in asked if override.is_sweep_override()}
     swept |= set(OmegaConf.to_container(hydra_config.sweeper).get("params") or {})  # type: ignore[union-attr]
     given = parser.parse_overrides(list(hydra_config.overrides.task))
@@ -141,7 +186,7 @@ def swept_settings() -> dict[str, str]:
 
 def refuse(name: str, error: Exception, schema: type) -> NoReturn:
     """Says what is wrong in one line and ends the process: exit code 2, or 1 where training itself failed."""
-    print(f"medreason.{name}: {one_line(explain(error, schema))}", file=sys.stderr)
+    print(f"medreason.{name}: {printable(one_line(hidden(explain(error, schema))))}", file=sys.stderr)
     sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
@@ -155,10 +200,7 @@ def discard(run: Path) -> None:
 def load(config: DictConfig, schema: type[Config]) -> Config:
     """The typed configuration. Raises ConfigError or OmegaConf's errors for unknown keys and values out of range."""
     # A key added with `+` passes Hydra's own check; merging the bare values into the schema refuses it.
-    checked = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(config, resolve=True))
-    loaded = OmegaConf.to_object(checked)
-    assert isinstance(loaded, schema)
-    return loaded
+    return typed(schema, OmegaConf.to_container(config, resolve=True))
 
 
 def explain(error: BaseException, schema: type) -> str:
@@ -172,7 +214,7 @@ def explain(error: BaseException, schema: type) -> str:
         return unknown_setting(wrong[1], schema)
     if missing := re.search(r"issing mandatory value.*full_key: ([^\s;]+)", message):
         return f"{missing[1]} must be given: {missing[1]}=VALUE"
-    return message.replace(":;", ":").removesuffix(";")
+    return message.replace(":;", ":").replace(DOLLAR, "$").removesuffix(";")
 
 
 def unknown_setting(key: str, schema: type) -> str:

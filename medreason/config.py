@@ -5,10 +5,16 @@ without a value there is an error, never a silent default. Hydra composes and ch
 `__post_init__` checks ranges when `load` turns the composed tree into these objects.
 """
 
+import os
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
+
+from medreason.storage import at_home
+
+Settings = TypeVar("Settings")
 
 
 class ConfigError(ValueError):
@@ -173,10 +179,92 @@ class Pruner(Enum):
     median = "median"  # a trial worse than the median of the others at the same step ends
 
 
+def typed(schema: type[Settings], values: Any) -> Settings:
+    """The typed settings that plain values make. A `${` in them is text: whoever composed them has resolved it.
+
+    Raises ConfigError or OmegaConf's errors for unknown names, other types, and values out of range.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), with_dollar(values, "${", f"{DOLLAR}{{"))
+        made = OmegaConf.to_object(merged)
+    except (OverflowError, TypeError, AttributeError, RecursionError) as error:  # numbers and trees beyond OmegaConf
+        raise ConfigError(f"a setting has a value that none can have: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(DOLLAR, "$")) from error
+    settled = with_dollar(made, DOLLAR, "$")
+    assert isinstance(settled, schema)
+    return settled
+
+
+DOLLAR = "\U0010fffe"  # in place of one that OmegaConf would read as an interpolation: a character that no text holds
+
+
+def with_dollar(value: Any, old: str, new: str) -> Any:
+    """The value with one text in place of another, in all that it holds."""
+    if isinstance(value, str):
+        return value.replace(old, new)
+    if isinstance(value, Mapping):
+        return {key: with_dollar(one, old, new) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_dollar(one, old, new) for one in value]
+    if is_dataclass(value):
+        for each in fields(value):
+            setattr(value, each.name, with_dollar(getattr(value, each.name), old, new))
+    return value
+
+
 def check(holds: bool, key: str, rule: str, value: object) -> None:
     """Raises ConfigError `key must RULE, got VALUE` unless `holds`."""
     if not holds:
         raise ConfigError(f"{key} must {rule}, got {value!r}")
+
+
+def check_most(settings: object, group: str, **most: float) -> None:
+    """Raises ConfigError where a setting is larger than it may be: more could only be a slip, and fails late or badly.
+
+    Infinity is; what is no number fails the check of its least value.
+    """
+    for name, limit in most.items():
+        value = getattr(settings, name)
+        if value is not None:
+            check(
+                value <= limit,
+                f"{group}{name}",
+                f"be at most {limit:,}" if isinstance(limit, int) else f"be at most {limit:g}",
+                value,
+            )
+
+
+def place(key: str, path: str) -> str:
+    """A path with `~` as the home folder. Raises ConfigError for one that no file system could have."""
+    parts = path.split("/")
+    holds = (
+        "\0" not in path
+        and len(path) < 4096
+        and max(len(part.encode("utf-8", "surrogatepass")) for part in parts) < 256
+    )
+    check(holds, key, "be a path: no part over 255 bytes, no zero byte", path[:80])
+    return os.path.expanduser(path)  # noqa: PTH111  # a Path would not leave the rest as it is written
+
+
+def settle_places(settings: object, *names: str) -> None:
+    """Puts the home folder for `~` in settings that are paths or null. Raises ConfigError as `place` does."""
+    for name in names:
+        path = getattr(settings, name)
+        if path is not None:
+            check(bool(path.strip()), name, "name a folder, or be null", path)
+            setattr(settings, name, place(name, path))
+
+
+# more of any of these is a slip
+MOST_STEPS = 10**9  # of optimizer steps, rows or questions that are counted
+MOST_TOKENS = 2**20  # of a row or an answer: no model reads more
+MOST_AT_ONCE = 2**16  # of rows or questions
+LARGEST = 1e30  # of rates: their products stay within float32
+SEEDS = 2**32  # that NumPy's generators tell apart
+SEED_BITS = 62  # of the seeds that are counted on from: torch's have 64
 
 
 @dataclass
@@ -188,6 +276,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.path.strip()), "model.path", "name a hub model or a directory", self.path)
+        self.path = place("model.path", self.path)
+        if self.chat_template:
+            check(bool(self.chat_template.strip()), "model.chat_template", "be a template or null", self.chat_template)
 
 
 @dataclass
@@ -201,11 +292,13 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         check(self.r > 0, "lora.r", "be positive", self.r)
-        number = re.fullmatch(r"([\d.]+(?:e[+-]?\d+)?)(r?)", str(self.alpha))
+        check_most(self, "lora.", r=2**16)
+        number = re.fullmatch(r"((?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)(r?)", str(self.alpha), re.ASCII)
         check(number is not None, "lora.alpha", "be a number, or a multiple of the rank such as 2r", self.alpha)
         assert number is not None
         self.alpha = float(number[1]) * (self.r if number[2] else 1)
         check(self.alpha > 0, "lora.alpha", "be positive", self.alpha)
+        check_most(self, "lora.", alpha=1e9)
         check(0 <= self.dropout < 1, "lora.dropout", "be in [0, 1)", self.dropout)
         self.target_modules = linears(self.target_modules)
 
@@ -243,6 +336,10 @@ class OptimConfig:
         check(self.weight_decay >= 0, "optim.weight_decay", "not be negative", self.weight_decay)
         check(self.warmup_steps >= 0, "optim.warmup_steps", "not be negative", self.warmup_steps)
         check(self.max_grad_norm >= 0, "optim.max_grad_norm", "not be negative", self.max_grad_norm)
+        check_most(
+            self, "optim.", lr=LARGEST, loraplus_ratio=1e6, eps=1, weight_decay=1e6, warmup_steps=MOST_STEPS,
+            max_grad_norm=LARGEST,
+        )  # fmt: skip
 
 
 @dataclass
@@ -252,6 +349,9 @@ class Columns:
     question: str | None = None
     reasoning: str | None = None
     answer: str | None = None
+
+
+MOST_WEIGHT = 10_000  # of a source: how often each row comes in an epoch
 
 
 @dataclass
@@ -267,6 +367,8 @@ class Mixed:
     def __post_init__(self) -> None:
         check(bool(self.path), "data.mix", "name a path in each entry", self.path)
         check(self.weight > 0, "data.mix: weight", "be positive", self.weight)
+        check_most(self, "data.mix: ", weight=MOST_WEIGHT)
+        self.path = place("data.mix: path", self.path)
 
 
 @dataclass
@@ -297,10 +399,19 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check(self.row_tokens >= 16, "data.row_tokens", "be at least 16", self.row_tokens)
+        check(self.cases >= 0, "data.cases", "not be negative", self.cases)
         check(0 < self.validation_share < 1, "data.validation_share", "be in (0, 1)", self.validation_share)
         limit = self.max_validation_rows
         check(limit is None or limit > 0, "data.max_validation_rows", "be positive or null", limit)
         check(self.weight > 0, "data.weight", "be positive", self.weight)
+        check_most(
+            self, "data.", weight=MOST_WEIGHT, row_tokens=MOST_TOKENS, max_validation_rows=MOST_STEPS,
+            max_field_chars=MOST_STEPS, cases=10**7,
+        )  # fmt: skip
+        check(abs(self.seed) < 2**SEED_BITS, "data.seed", f"have at most {SEED_BITS} bits", self.seed)
+        self.path = None if self.path is None else place("data.path", self.path)
+        self.benchmarks = [place("data.benchmarks", path) for path in self.benchmarks]
+        check(all(self.benchmarks), "data.benchmarks", "name files or hub data sets", self.benchmarks)
         check(0 <= self.max_bad_share <= 1, "data.max_bad_share", "be in [0, 1]", self.max_bad_share)
         check(self.max_field_chars > 0, "data.max_field_chars", "be positive", self.max_field_chars)
         check(0 < self.near_duplicate <= 1, "data.near_duplicate", "be in (0, 1]", self.near_duplicate)
@@ -356,6 +467,12 @@ class TrainerConfig:
         check(0 <= self.answer_share < 1, "trainer.answer_share", "be in [0, 1)", self.answer_share)
         for name in ("answer_batch", "max_answer_tokens"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
+        check_most(
+            self, "trainer.", max_epochs=10**6, max_steps=MOST_STEPS, memory_gib=10**6, devices=1024,
+            rows_per_batch=MOST_AT_ONCE, accumulate=10**6, validate_every_steps=MOST_STEPS,
+            checkpoint_every_steps=MOST_STEPS, answer_questions=MOST_STEPS, answer_batch=MOST_AT_ONCE,
+            max_answer_tokens=MOST_TOKENS,
+        )  # fmt: skip
 
 
 @dataclass
@@ -386,6 +503,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check(self.monitor in MONITORED, "monitor", f"be one of {', '.join(MONITORED)}", self.monitor)
+        check(0 <= self.seed < SEEDS, "seed", f"be in 0 to {SEEDS - 1}", self.seed)
+        if self.ckpt is not None:
+            check(bool(self.ckpt.strip()), "ckpt", "name a checkpoint, be last or null", self.ckpt)
+            self.ckpt = place("ckpt", self.ckpt)
         self.check_engine()
 
     def check_engine(self) -> None:
@@ -436,6 +557,15 @@ class EvaluateConfig:
         for name in ("max_new_tokens", "samples", "orders"):
             check(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         check(self.temperature > 0, "temperature", "be positive", self.temperature)
+        check_most(
+            self, "", limit=MOST_STEPS, batch=MOST_AT_ONCE, max_new_tokens=MOST_TOKENS, samples=10_000, orders=10_000,
+            temperature=1000,
+        )  # fmt: skip
+        check(abs(self.seed) < 2**SEED_BITS, "seed", f"have at most {SEED_BITS} bits", self.seed)
+        self.run = place("run", self.run)
+        check(all(self.benchmarks), "benchmarks", "be names or files", list(self.benchmarks))
+        self.benchmarks = [place("benchmarks", name) for name in self.benchmarks]
+        settle_places(self, "against", "output")
         written = self.method is Method.generate
         check(written or self.samples == 1, "samples", "be 1 where nothing is written (method=generate)", self.samples)
         check(written or not self.server, "server", "be null where nothing is written (method=generate)", self.server)
@@ -459,6 +589,9 @@ class ExportConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
+        self.run = place("run", self.run)
+        settle_places(self, "output")
+        check_most(self, "", questions=MOST_STEPS, max_new_tokens=MOST_TOKENS)
         if self.format is not ExportFormat.gguf:
             kind = f"be null with format={self.format.value}: only format=gguf has one"
             check(self.quantization is None, "quantization", kind, self.quantization and self.quantization.value)
@@ -482,6 +615,8 @@ class ChatConfig:
         check(0 < self.port < 65536, "port", "be in 1 to 65535", self.port)
         check(self.max_new_tokens > 0, "max_new_tokens", "be positive", self.max_new_tokens)
         check(self.temperature >= 0, "temperature", "not be negative", self.temperature)
+        check_most(self, "", max_new_tokens=MOST_TOKENS, temperature=1000)
+        self.run = place("run", self.run)
 
 
 @dataclass
@@ -496,6 +631,7 @@ class ServeConfig:
     def __post_init__(self) -> None:
         rule = "name a run directory (run=DIR), or weights=DIR an export, not both"
         check(bool(self.run) != bool(self.weights), "run", rule, self.run)
+        settle_places(self, "run", "weights")
         check(0 < self.port < 65536, "port", "be in 1 to 65535", self.port)
         most = self.max_requests
         check(most is None or 0 < most <= 10_000, "max_requests", "be in 1 to 10000", most)
@@ -516,6 +652,8 @@ class TrialsConfig:
         check(self.retries >= 0, "hydra.sweeper.retries", "not be negative", self.retries)
         known = self.storage is None or self.storage == "journal" or "://" in self.storage
         check(known, "hydra.sweeper.storage", "be null, journal or a URL such as sqlite:///FILE", self.storage)
+        check_most(self, "hydra.sweeper.", parallel=10_000, trials_per_gpu=1000, retries=10_000)
+        self.storage = None if self.storage is None else at_home(self.storage)
 
 
 @dataclass
@@ -539,6 +677,16 @@ class SearchConfig(TrialsConfig):
         budgets = {"trials": self.trials, "tokens": self.tokens, "hours": self.hours}
         for name, budget in budgets.items():
             check(budget is None or budget > 0, f"hydra.sweeper.{name}", "be positive or null", budget)
+        check_most(
+            self,
+            "hydra.sweeper.",
+            min_steps=MOST_STEPS,
+            reduction_factor=1000,
+            trials=10**6,
+            tokens=10**18,
+            hours=10**6,
+        )
+        check(0 <= self.seed < SEEDS, "hydra.sweeper.seed", f"be in 0 to {SEEDS - 1}", self.seed)
         check(any(budgets.values()), "hydra.sweeper.trials", "be given, or tokens, or hours: else it never ends", None)
 
 
@@ -554,3 +702,6 @@ class ConfirmConfig(TrialsConfig):
         super().__post_init__()
         check(self.top > 0, "hydra.sweeper.top", "be positive", self.top)
         check(self.seeds > 1, "hydra.sweeper.seeds", "be at least 2", self.seeds)
+        check_most(self, "hydra.sweeper.", top=10_000, seeds=10_000)
+        check(bool(self.sweep.strip()), "hydra.sweeper.sweep", "name the folder of a sweep", self.sweep)
+        self.sweep = place("hydra.sweeper.sweep", self.sweep)

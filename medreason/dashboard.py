@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from medreason.command import command
 from medreason.config import ConfigError, TrainConfig
-from medreason.wandb_runs import has_wandb_account
+from medreason.wandb_runs import check_wandb_names, has_wandb_account
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -27,6 +27,7 @@ def lay_out(config: TrainConfig) -> None:
     """Saves the workspace and prints its address. Raises ConfigError where the package or the account is missing."""
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise ConfigError("wandb-workspaces is not installed; pip install 'medreason[dashboard]'")
+    check_wandb_names(config.logger)
     if not has_wandb_account():
         raise ConfigError("no W&B account here; run `wandb login`, or set WANDB_API_KEY")
     import wandb

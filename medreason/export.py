@@ -169,7 +169,7 @@ def questions_of(folder: Path, count: int) -> list[str]:
     from medreason.clinical_cases import generate_cases
 
     try:
-        samples = json.loads((folder / "samples.json").read_text())
+        samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
         held_out = [str(sample["question"]) for sample in samples][:count]
     except (OSError, ValueError, KeyError, TypeError):
         held_out = []
@@ -284,7 +284,7 @@ def copy_adapter(run: Run, target: Path) -> None:
     """The run's adapter, named after the base as the run's settings have it: Unsloth names a 4-bit copy or a cache."""
     shutil.copytree(run.adapter, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("README.md"))
     if on_hub(run.model):
-        settings = json.loads((target / "adapter_config.json").read_text())
+        settings = json.loads((target / "adapter_config.json").read_text(encoding="utf-8"))
         write_json(target / "adapter_config.json", settings | {"base_model_name_or_path": run.model.path})
 
 

@@ -141,7 +141,7 @@ def tell_vocabulary(merged: Path, model: ModelConfig) -> None:
 
     from medreason.model import local_path
 
-    tokenizer = json.loads((merged / "tokenizer.json").read_text())
+    tokenizer = json.loads((merged / "tokenizer.json").read_text(encoding="utf-8"))
     if "ByteLevel" in json.dumps(tokenizer.get("pre_tokenizer")):
         tokenizer["model"]["byte_fallback"] = False
         write_json(merged / "tokenizer.json", tokenizer)
@@ -160,12 +160,16 @@ def tell_spaces(path: Path, tokenizer: Any) -> None:
     """
     mark = tokenizer.bos_token or tokenizer.eos_token
     last = tokenizer.convert_ids_to_tokens(tokenizer(f"{mark}a", add_special_tokens=False)["input_ids"])[1]
-    write_json(path, json.loads(path.read_text()) | {"add_prefix_space": last.startswith(("\u2581", "\u0120"))})
+    write_json(
+        path, json.loads(path.read_text(encoding="utf-8")) | {"add_prefix_space": last.startswith(("\u2581", "\u0120"))}
+    )
 
 
 def carry_out(command: Sequence[str], environment: Mapping[str, str]) -> None:
     """Runs a tool. Raises RunFailed with the last line that it said."""
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode != 0:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()] or ["no message"]
         raise RunFailed(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said[-1].strip()}")

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from medreason.outside import markdown, one_line
+from medreason.overrides import command_line
 from medreason.sweep_results import finite, look_up, mapping
 
 NOT_MEASURED = "not measured"
@@ -184,7 +185,7 @@ def settings(config: Mapping[str, Any]) -> list[tuple[str, object]]:
 def origin(record: Mapping[str, Any]) -> list[tuple[str, object]]:
     """Command, commit and versions."""
     overrides = record.get("overrides")
-    command = " ".join(["python -m medreason.train", *map(str, overrides)]) if isinstance(overrides, list) else None
+    command = command_line("train", list(map(str, overrides))) if isinstance(overrides, list) else None
     return [
         ("command", command),
         ("medreason commit", record.get("commit")),

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from medreason.overrides import override
 from medreason.progress import say
 from medreason.run_directory import read_json, read_metrics, series, write_json
-from medreason.space import quoted
 
 GRACE_SECONDS = 60  # for an interrupted run to end its step and to save a checkpoint
 
@@ -22,7 +22,7 @@ GRACE_SECONDS = 60  # for an interrupted run to end its step and to save a check
 def run_command(overrides: Sequence[str], run: Path, devices: int) -> list[str]:
     """The command of a run in the directory `run`, whose .hydra/ is there; with torchrun for several devices."""
     several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
-    where = ["hydra.mode=RUN", f"hydra.run.dir={quoted(run)}", "hydra.output_subdir=null"]
+    where = ["hydra.mode=RUN", override("hydra.run.dir", run), "hydra.output_subdir=null"]
     return [sys.executable, *several, "-m", "medreason.train", *overrides, *where]
 
 
@@ -102,24 +102,25 @@ def describe_exit(code: int) -> str:
 
 def last_line(log: Path) -> str:
     """What a command said last; nothing if it said nothing."""
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def note_end(run: Path, code: int, log: Path) -> None:
     """Puts on record what the run itself could not: that it failed before it kept one, or that it was killed."""
     record = read_json(run / "run.json")
-    if record.get("status") == "starting" and code > 0:
+    if record.get("status", "starting") == "starting" and code > 0:  # without one the file is damaged
         said = last_line(log).removeprefix("medreason.train: ")
         write_json(run / "run.json", record | {"status": f"failed: {said or describe_exit(code)}"})
-    elif code and record.get("status") in ("starting", "running"):
+    elif code and record.get("status", "running") in ("starting", "running"):
         note_death(run, describe_exit(code))
 
 
 def note_death(run: Path, how: str) -> None:
     """Counts a trial's attempt that ended without a word of its own."""
     link = read_json(run / "trial.json")
-    write_json(run / "trial.json", link | {"died": [*link.get("died", []), how]})
+    died = link.get("died")
+    write_json(run / "trial.json", link | {"died": [*(died if isinstance(died, list) else []), how]})
 
 
 def reporter(run: Path, name: str, monitor: str) -> Callable[[], None]:
@@ -129,10 +130,7 @@ def reporter(run: Path, name: str, monitor: str) -> Callable[[], None]:
 
     def report() -> None:
         nonlocal told
-        try:
-            steps, values = series(read_metrics(run / "metrics.csv"), monitor)
-        except ValueError:  # a number half written: the next call sees all of it
-            return
+        steps, values = series(read_metrics(run / "metrics.csv"), monitor)
         for step, value in list(zip(steps, values, strict=True))[told:]:
             if step:  # the first is from before training
                 say(f"{name}: {monitor} {value:.4f} at step {int(step)}")

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from io import BytesIO
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medreason.disk import whole_file
+from medreason.overrides import command_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def prose(text: str) -> str:
 
 def command_block(overrides: Sequence[str]) -> str:
     """The command that trains with these overrides; one click selects it whole."""
-    return f'<pre class="command">{escape("python -m medreason.train " + shlex.join(overrides))}</pre>'
+    return f'<pre class="command">{escape(command_line("train", overrides))}</pre>'
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> str:

@@ -1,5 +1,6 @@
 """What can be known before anything slow: whether this machine and the hub can give what a run asks for."""
 
+import http.client
 import json
 import os
 import socket
@@ -9,9 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from medreason import embedded
+from medreason.chat_template import check_chat_template
 from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, TrainConfig, TrainerConfig
 from medreason.run_directory import read_json
 from medreason.sources import is_local
+from medreason.storage import hidden
 
 EMBEDDED = "embedded:"
 API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
@@ -20,6 +23,8 @@ API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
 def check_run(config: TrainConfig) -> None:
     """Raises ConfigError, in about three seconds, for a run that cannot start here. Call before any hub library."""
     check_model_path(config.model)
+    if config.model.chat_template:
+        check_chat_template(config.model.chat_template, "model.chat_template")
     settle_hub(config.model, config.data)
     check_hub_model(config.model)
     check_hardware(config.model, config.trainer)
@@ -88,7 +93,7 @@ def hub_answers() -> bool:
         urllib.request.urlopen(urllib.request.Request(hub, method="HEAD"), timeout=3).close()
     except urllib.error.HTTPError:
         return True
-    except (OSError, ValueError):
+    except (OSError, ValueError, http.client.HTTPException):
         return False
     return True
 
@@ -246,8 +251,8 @@ def check_port(host: str, port: int) -> None:
     """Raises ConfigError where nothing can listen, as there is no such address here or the port is taken."""
     try:
         socket.create_server((host, port)).close()
-    except OSError as error:
-        why = str(error.strerror).partition(" (")[0].lower()
+    except (OSError, ValueError) as error:  # a name that no host can have is a ValueError
+        why = str(getattr(error, "strerror", None) or "no such host").partition(" (")[0].lower()
         raise ConfigError(f"host={host} port={port}: {why}; give another port=NUMBER") from error
 
 
@@ -259,8 +264,9 @@ def check_server(server: str) -> None:
         if key:
             models.add_header("Authorization", f"Bearer {key}")
         urllib.request.urlopen(models, timeout=10).close()
-    except (OSError, ValueError) as error:
-        why = str(getattr(error, "reason", error)).lower()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        why = hidden(str(getattr(error, "reason", error))).lower()
         raise ConfigError(
-            f"server={server}: no list of models there ({why}); name the address that medreason.serve tells, with /v1"
+            f"server={hidden(server)}: no list of models there ({why}); "
+            "name the address that medreason.serve tells, with /v1"
         ) from error

@@ -1,7 +1,10 @@
 """What a command says while it works."""
 
+import contextlib
+import io
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,6 +21,18 @@ def say(line: str) -> None:
     if not first_process():
         return
     print(f"[{time.monotonic() - BEGAN:6.1f} s] {one_line(line)}", flush=True)
+
+
+def speak_safely() -> None:
+    """Lets every character be said wherever the output goes: one that its encoding lacks is written as its escape.
+
+    Child processes in Python do so too. To be called before anything is said.
+    """
+    os.environ.setdefault("PYTHONIOENCODING", ":backslashreplace")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(ValueError):  # closed
+                stream.reconfigure(errors="backslashreplace")
 
 
 def first_process() -> bool:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from medreason.chat_template import rendered
 from medreason.config import Format
 from medreason.control_tokens import encode, hide
 
@@ -115,8 +116,7 @@ def templated(tokenizer: Any, earlier: Sequence[tuple[str, str]], question: str,
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
         turns.append({"role": "user", "content": question})
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        return text
+        return rendered(tokenizer, turns)
     return beginning(tokenizer) + template.replace("{question}", question)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from medreason.config import ConfigError, Format
 from medreason.disk import describe_full, disk_full, whole_file
 from medreason.outside import one_line
+from medreason.overrides import override
 from medreason.page import (
     amount,
     answer,
@@ -28,6 +29,7 @@ from medreason.page import (
     table,
     tiles,
 )
+from medreason.progress import speak_safely
 from medreason.prompts import parse_answer
 from medreason.sweep_results import (
     Trial,
@@ -132,7 +134,7 @@ def noise(found: Sequence[Repeats], sweep: Path) -> str:
     if not found:
         return paragraph(
             "Not measured: each configuration ran once, so small differences may be chance. To measure it:"
-        ) + command_block(["sweeps=confirm_best", f"hydra.sweeper.sweep={sweep}"])
+        ) + command_block(["sweeps=confirm_best", override("hydra.sweeper.sweep", sweep)])
     keys = list(dict.fromkeys(key for each in found for key in each.settings))
     rows = []
     for each in found:
@@ -260,7 +262,7 @@ def run_page(run: Path) -> str:
         if any(each is not None for each in pair):
             rows.append([label, *("" if each is None else format(each, shape) for each in pair)])
     telling = {key: look_up(config, key) for key in dict.fromkeys((*trial.settings, *TELLING))}
-    whole = (run / "config.yaml").read_text(errors="replace") if config else ""
+    whole = (run / "config.yaml").read_text(encoding="utf-8", errors="replace") if config else ""
     origin = {key: record.get(key) for key in ("started", "commit", "device", "python", "resumed_from")}
     return page(
         f"Run {name}",
@@ -293,7 +295,7 @@ def run_page(run: Path) -> str:
 def samples(run: Path, config: Mapping[str, Any]) -> list[str]:
     """Held-out questions with the answers before and after training, reasoning folded."""
     try:
-        rows = json.loads((run / "samples.json").read_text())
+        rows = json.loads((run / "samples.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
     style = Format.__members__.get(str(look_up(config, "data.format")), Format.think)
@@ -337,6 +339,7 @@ def describe(trial: Trial) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    speak_safely()
     parser = argparse.ArgumentParser("medreason.report", description="A run or a sweep as one page: DIR/report.html.")
     parser.add_argument("folder", metavar="DIR", type=Path, help="a run directory, or a sweep's")
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows in the table of best trials")

@@ -7,7 +7,9 @@ metrics.csv     every logged number by optimizer step         curves.png    loss
 samples.json    held-out questions, as answered over time     .hydra/       Hydra's own record
 """
 
+import contextlib
 import csv
+import io
 import json
 import math
 import os
@@ -15,14 +17,18 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from medreason.config import ConfigError, TrainConfig
+from medreason.config import DOLLAR, ConfigError, TrainConfig, typed
 from medreason.disk import whole_file
 from medreason.outside import drawn, pyplot
+from medreason.overrides import literal
+from medreason.storage import hidden
 
 PACKAGES = (
     "torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl",
@@ -38,33 +44,70 @@ COLUMNS = (  # in the order into which Lightning sorts them
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes the whole file or nothing."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     with whole_file(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        # a lone surrogate, which stands for a byte of a file's name that is no text, becomes JSON's own \\udc80
+        draft.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What a JSON file of a run holds; nothing where it is missing or cut."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def run_config(run: Path) -> TrainConfig:
-    """The settings of a run. Raises ConfigError where the directory holds none."""
-    from omegaconf import OmegaConf
+    """The settings of a run. Raises ConfigError where the directory holds none, or a file that is damaged."""
+    import yaml
     from omegaconf.errors import OmegaConfBaseException
 
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"run={run}: no config.yaml there; name a run directory of medreason.train")
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.load(path)))
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
-    assert isinstance(found, TrainConfig)
-    return found
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))  # safe: tags that would make objects are errors
+        if not isinstance(values, dict):
+            raise ConfigError("no settings in it")
+        return typed(TrainConfig, values)
+    except (OSError, OmegaConfBaseException, RecursionError, ValueError, yaml.YAMLError) as error:
+        said = " ".join(str(error).replace(DOLLAR, "$").splitlines()[:2]) or type(error).__name__
+        raise ConfigError(f"{path}: not the settings of a run ({said})") from error
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """Every setting of a typed configuration by name, as plain values."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.name
+        if isinstance(value, Mapping):
+            return {key: plain(one) for key, one in value.items()}
+        return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+    settings: dict[str, Any] = plain(asdict(config))
+    return settings
+
+
+def write_settings(config: Any, path: Path) -> None:
+    """Writes every setting as YAML, each as its value is: nothing in the file is an interpolation."""
+    from omegaconf import OmegaConf
+
+    with whole_file(path) as draft:
+        OmegaConf.save(OmegaConf.create(literal(settings_of(config))), draft, resolve=True)
+
+
+def check_can_write(folder: Path, setting: str) -> None:
+    """Raises ConfigError where a folder is none, cannot be made, or cannot be written to. Makes nothing."""
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise ConfigError(f"{setting}={folder}: {there} is not a folder; give another {setting}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{setting}={folder}: no right to write to {there}; give another {setting}")
 
 
 def provenance() -> dict[str, Any]:
@@ -72,7 +115,7 @@ def provenance() -> dict[str, Any]:
     import torch
 
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(hidden, sys.argv[1:])],
         "commit": commit(),
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},
@@ -94,7 +137,7 @@ def commit() -> str | None:
     try:
         said = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+            cwd=here, capture_output=True, encoding="utf-8", timeout=10, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return None
@@ -199,16 +242,34 @@ def metrics_logger(run: Path, resumed: Path | None) -> Any:
 
 
 def read_cells(path: Path) -> list[dict[str, str]]:
-    """Rows of a metrics.csv as they were written, empty cells left out; none where there is no file."""
+    """Rows of a metrics.csv as they were written, empty cells left out; none where there is no file.
+
+    Of a damaged file, what can be read.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [{key: cell for key, cell in row.items() if cell} for row in csv.DictReader(file)]
+    text = path.read_text(encoding="utf-8", errors="replace").replace("\0", "")
+    rows = []
+    with contextlib.suppress(csv.Error):  # a cell that never ends: what stands before it counts
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            rows.append({key: cell for key, cell in row.items() if key and cell})  # None: more cells than columns
+    return rows
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv as numbers."""
-    return [{key: float(cell) for key, cell in row.items()} for row in read_cells(path)]
+    """Rows of a metrics.csv that have a step, as numbers; cells that are none are left out."""
+    rows = [
+        {key: number for key, cell in row.items() if (number := as_number(cell)) is not None}
+        for row in read_cells(path)
+    ]
+    return [row for row in rows if "step" in row]
+
+
+def as_number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
 
 
 def series(rows: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
@@ -221,7 +282,7 @@ def tokens_trained(run: Path) -> int:
     """Tokens that a run has trained on, as its metrics.csv counts them; 0 while that cannot be read."""
     try:
         _, counts = series(read_metrics(run / "metrics.csv"), "train/tokens")
-    except (OSError, ValueError):  # a number half written
+    except OSError:
         return 0
     return int(counts[-1]) if counts else 0
 

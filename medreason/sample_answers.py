@@ -124,7 +124,7 @@ class SampleAnswers(Callback):
 def earlier_samples(path: Path, examples: Sequence[Example]) -> list[Sample]:
     """The samples of these examples with what a run wrote before it was interrupted, as far as that can be read."""
     try:
-        known = {sample["question"]: sample for sample in json.loads(path.read_text())}
+        known = {sample["question"]: sample for sample in json.loads(path.read_text(encoding="utf-8"))}
     except (OSError, ValueError, TypeError, KeyError):
         known = {}
     return [known.get(example.question, {}) | asdict(example) for example in examples]

@@ -54,7 +54,7 @@ def pinned_revision(path: str, revision: str | None, setting: str = PATH) -> str
         folder = "datasets--" + path.replace("/", "--")
         cached = Path(constants.HF_HUB_CACHE) / folder / "refs" / (revision or "main")
         if cached.is_file():
-            return cached.read_text().strip()
+            return cached.read_text(encoding="utf-8").strip()
         raise unreachable(path, setting, error) from error
 
 

@@ -5,14 +5,17 @@ interval(0.0, 0.1)              any float between        tag(int, interval(4, 64
 tag(log, interval(1e-5, 1e-3))  the same, in logarithms  lora.r=8                no search: every trial's
 """
 
-import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
 
-from medreason.config import ConfigError
+from medreason.config import ConfigError, TrainConfig
+from medreason.overrides import as_meant, spelled
+
+LISTS_AS_CHOICES = "Choices for a categorical distribution should be"  # Optuna warns of lists, and keeps them well
 
 if TYPE_CHECKING:  # Optuna's import takes a second that a mistaken command need not wait for
     from optuna.distributions import BaseDistribution
@@ -25,7 +28,9 @@ def read_space(params: Mapping[str, Any], arguments: Sequence[str]) -> "tuple[di
     Raises ConfigError for what cannot be searched.
     """
     parser = OverridesParser.create()
-    entries = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
+    # a file's texts are in Hydra's syntax, as on the command line; null, lists and numbers are YAML's own
+    words = [f"{key}={value if isinstance(value, str) else spelled(value)}" for key, value in params.items()]
+    entries = parser.parse_overrides([as_meant(word, TrainConfig) for word in words])
     entries += parser.parse_overrides(list(arguments))
     last = {entry.get_key_element(): entry for entry in entries}
     space = {name: distribution(name, entry) for name, entry in last.items() if entry.is_sweep_override()}
@@ -39,9 +44,9 @@ def distribution(name: str, entry: Override) -> "BaseDistribution":
     sweep = entry.value()
     try:
         if isinstance(sweep, ChoiceSweep):
-            return CategoricalDistribution(
-                [item if isinstance(item, int | float) else str(item) for item in sweep.list]
-            )
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=LISTS_AS_CHOICES)
+                return CategoricalDistribution([bare(item) for item in sweep.list])
         assert isinstance(sweep, RangeSweep | IntervalSweep), "glob() is for groups; use choice()"
         log, whole = "log" in sweep.tags, "int" in sweep.tags
         if isinstance(sweep, IntervalSweep):
@@ -58,18 +63,18 @@ def distribution(name: str, entry: Override) -> "BaseDistribution":
         raise ConfigError(f"{name}: cannot search {entry.input_line}: {error}") from error
 
 
-def override(name: str, value: Any) -> str:
-    """One setting of a trial as Hydra reads it."""
-    if isinstance(value, bool):
-        return f"{name}={str(value).lower()}"
-    if isinstance(value, str) and not re.fullmatch(r"[\w./:@+-]*", value):
-        return f"{name}={quoted(value)}"
-    return f"{name}={value}"
+def shown(value: Any) -> str:
+    """A trial's value as people are told it: a text as it is, anything else as Hydra spells it."""
+    return value if isinstance(value, str) else spelled(value)
 
 
-def quoted(text: object) -> str:
-    """A text in Hydra's quotes, in which nothing but they themselves needs care."""
-    return "'" + str(text).replace("'", r"\'") + "'"
+def bare(item: Any) -> Any:
+    """A parsed value without Hydra's marks of where it was quoted."""
+    if isinstance(item, QuotedString):
+        return item.text
+    if isinstance(item, list):
+        return [bare(one) for one in item]
+    return {str(bare(key)): bare(one) for key, one in item.items()} if isinstance(item, dict) else item
 
 
 def size(space: "Mapping[str, BaseDistribution]") -> float:

@@ -12,6 +12,8 @@ anything else, and nobody holds it         still RUNNING: it was interrupted and
 
 import json
 import math
+import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,29 +26,35 @@ from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
 from medreason.run_directory import read_json, tokens_trained, write_json
-from medreason.space import size
+from medreason.space import LISTS_AS_CHOICES, size
+from medreason.storage import VARIABLE, hidden, keep, public, whole
+from medreason.sweep_results import mapping
 
 # a trial to carry out next; None: nothing is left to try
 Propose = Callable[[optuna.Study], dict[str, Any] | None]
 
 
 def storage_url(storage: str | None, folder: Path) -> str:
-    """Where the study of a sweep in `folder` is kept, as a URL; journal:// is Optuna's journal file."""
+    """Where the study of a sweep in `folder` is kept: a URL without password; journal:// is Optuna's journal file."""
     if storage == "journal":
         return f"journal://{folder.resolve() / 'study.log'}"
-    return storage or f"sqlite:///{folder.resolve() / 'study.db'}"
+    return keep(storage or os.environ.get(VARIABLE) or f"sqlite:///{folder.resolve() / 'study.db'}")
 
 
 def open_study(url: str, name: str, pruner: BasePruner) -> optuna.Study:
-    """The study of that name, new where there is none. Raises ConfigError where the storage does not answer."""
+    """The study of that name, new where there is none. Raises ConfigError where the storage does not answer.
+
+    A password that the URL lacks is taken from the environment.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", message=LISTS_AS_CHOICES)
     try:
-        storage: Any = url
-        if url.startswith("journal://"):
+        storage: Any = whole(url)
+        if storage.startswith("journal://"):
             from optuna.storages import JournalStorage
             from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
-            path = url.removeprefix("journal://")
+            path = storage.removeprefix("journal://")
             storage = JournalStorage(JournalFileBackend(path, lock_obj=JournalFileOpenLock(path)))
         # the sampler that is stored nowhere is set at each proposal; a random one costs a trial's process nothing
         sampler = optuna.samplers.RandomSampler()
@@ -54,9 +62,9 @@ def open_study(url: str, name: str, pruner: BasePruner) -> optuna.Study:
             storage=storage, study_name=name, sampler=sampler, pruner=pruner, load_if_exists=True, direction="minimize"
         )
     except Exception as error:  # each database fails in its own way
-        raise ConfigError(
-            f"hydra.sweeper.storage={url}: {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        said = (str(error) or "it gives no reason").splitlines()[0]
+        # without the cause: its own text, in a traceback, could show the password
+        raise ConfigError(hidden(f"hydra.sweeper.storage={public(url)}: {type(error).__name__}: {said}")) from None
 
 
 def make_pruner(kind: Pruner, min_steps: int, reduction_factor: int) -> BasePruner:
@@ -73,8 +81,8 @@ def make_pruner(kind: Pruner, min_steps: int, reduction_factor: int) -> BasePrun
 def make_sampler(kind: Sampler, seed: int) -> BaseSampler:
     """Optuna's sampler."""
     if kind is Sampler.random:
-        return optuna.samplers.RandomSampler(seed)
-    return optuna.samplers.TPESampler(multivariate=True, seed=seed)
+        return optuna.samplers.RandomSampler(seed % 2**32)
+    return optuna.samplers.TPESampler(multivariate=True, seed=seed % 2**32)
 
 
 def propose_new(space: Mapping[str, BaseDistribution], kind: Sampler, seed: int) -> Propose:
@@ -94,7 +102,7 @@ def propose_new(space: Mapping[str, BaseDistribution], kind: Sampler, seed: int)
             return None
         for attempt in range(500):
             if attempt == 50:  # it insists on what is known: let chance find what is left of a small space
-                copy.sampler = optuna.samplers.RandomSampler(seed + len(tried))
+                copy.sampler = optuna.samplers.RandomSampler((seed + len(tried)) % 2**32)
             asked = copy.ask(dict(space))
             if canonical(asked.params) not in known:
                 return asked.params
@@ -143,17 +151,18 @@ def settle(study: optuna.Study, trial: FrozenTrial, run: Path, retries: int) -> 
     """Tells the study how a trial ended, and its trial.json too; None while it has not."""
     link, record = read_json(run / "trial.json"), read_json(run / "run.json")
     status, reason, value = str(record.get("status", "")), None, None
+    died = [str(how) for how in link["died"]] if isinstance(link.get("died"), list) else []
     if status == "finished":
-        value = record.get("results", {}).get("monitored")
+        value = mapping(record.get("results")).get("monitored")
         state = TrialState.COMPLETE
-        if value is None or not math.isfinite(value):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             state, reason = TrialState.FAIL, f"its result is {value}"
     elif status == "pruned":
         state = TrialState.PRUNED
     elif status.startswith("failed: "):
         state, reason = TrialState.FAIL, status.removeprefix("failed: ")
-    elif len(link.get("died", [])) > retries:
-        state, reason = TrialState.FAIL, f"{link['died'][-1]}, {len(link['died'])} times"
+    elif len(died) > retries:
+        state, reason = TrialState.FAIL, f"{died[-1]}, {len(died)} times"
     else:
         return None
     if reason:

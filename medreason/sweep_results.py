@@ -41,7 +41,7 @@ class Trial:
 def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON or YAML file's content and an empty string; or an empty mapping and what is wrong with the file."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was compiled
         content = yaml.load(text, Loader=loader) if path.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
@@ -189,7 +189,7 @@ def read_overrides(folder: Path, record: Mapping[str, Any]) -> list[str]:
     told = record.get("overrides")
     if not isinstance(told, list):
         try:
-            told = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
+            told = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError):
             told = None
     return repeatable([str(each) for each in told]) if isinstance(told, list) else []

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -21,16 +21,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from medreason.command import known_keys, load, unknown_setting
-from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, TrialsConfig
+from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, typed
 from medreason.outside import one_line
+from medreason.overrides import override, spelled
 from medreason.progress import say
-from medreason.run_directory import read_json, write_json
-from medreason.space import override, read_space
+from medreason.run_directory import check_can_write, read_json, write_json
+from medreason.space import read_space, shown
+from medreason.storage import SETTING, public
 
 if TYPE_CHECKING:  # Optuna's import takes a second that a mistaken command need not wait for
     from optuna.distributions import BaseDistribution
-
-Settings = TypeVar("Settings", bound=TrialsConfig)
 
 
 class OptunaSweeper(Sweeper):
@@ -50,11 +50,11 @@ class OptunaSweeper(Sweeper):
             raise ConfigError("hydra.sweeper.params: nothing to search; for example lora.r: choice(8, 16)")
         if unknown := [name for name in space if name not in known_keys(TrainConfig)]:
             raise ConfigError(unknown_setting(unknown[0], TrainConfig))
-        folder = Path(self.command.hydra.sweep.dir)
+        folder = sweep_folder(self.command)
         prepare_data(self.command)
         check_same_sweep(folder, self.command, space)
         from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
-        from medreason.trials import carry_out_trials
+        from medreason.trials import carry_out_trials, check_any_finished
 
         url = storage_url(settings.storage, folder)
         pruning = {
@@ -76,13 +76,14 @@ class OptunaSweeper(Sweeper):
             pruning=pruning,
             propose=propose_new(space, settings.sampler, settings.seed),
             describe=lambda params: (
-                [*shared, *(override(name, value) for name, value in params.items())],
-                {name: str(value) for name, value in params.items()},
+                [*shared, *(f"{name}={spelled(value)}" for name, value in params.items())],
+                {name: shown(value) for name, value in params.items()},
             ),
             over=lambda: spent(settings, study, folder, (time.monotonic() - began) / 3600),
-            sweep_file=[one for one in shared if one.startswith("sweeps=")],
+            sweep_file=[*(one for one in shared if one.startswith("sweeps=")), *without_secret(settings.storage)],
         )
         show(folder)
+        check_any_finished(study, folder)
 
 
 class ConfirmSweeper(Sweeper):
@@ -102,10 +103,10 @@ class ConfirmSweeper(Sweeper):
         from optuna.distributions import CategoricalDistribution
 
         from medreason.study import make_pruner, open_study, propose_listed, storage_url
-        from medreason.trials import best_trials, carry_out_trials
+        from medreason.trials import best_trials, carry_out_trials, check_any_finished
 
         best = best_trials(Path(settings.sweep), settings.top)
-        folder = Path(self.command.hydra.sweep.dir)
+        folder = sweep_folder(self.command)
         folder.mkdir(parents=True, exist_ok=True)
         study = open_study(storage_url(settings.storage, folder), str(folder), make_pruner(Pruner.none, 1, 2))
         seeds = range(1, settings.seeds + 1)
@@ -124,9 +125,15 @@ class ConfirmSweeper(Sweeper):
                 best[params["trial"]][1] | {"seed": str(params["seed"])},
             ),
             over=lambda: None,
-            sweep_file=arguments,
+            sweep_file=[*arguments, *without_secret(settings.storage)],
         )
         show(Path(settings.sweep))
+        check_any_finished(study, folder)
+
+
+def without_secret(storage: str | None) -> list[str]:
+    """The override that keeps a password, which a sweep's file gave, out of what Hydra writes down of each trial."""
+    return [] if storage is None or public(storage) == storage else [override(SETTING, public(storage))]
 
 
 SWEEPERS = {f"hydra_plugins.medreason.{sweeper.__name__}": sweeper for sweeper in (OptunaSweeper, ConfirmSweeper)}
@@ -138,13 +145,6 @@ def register() -> None:
         Plugins.instance().class_name_to_class[name] = sweeper
 
 
-def typed(schema: type[Settings], settings: Mapping[str, Any]) -> Settings:
-    """hydra.sweeper's settings, checked. Raises ConfigError or OmegaConf's errors."""
-    checked = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), settings))
-    assert isinstance(checked, schema)
-    return checked
-
-
 def trial_launcher(hydra_context: HydraContext, config: DictConfig) -> Launcher:
     """The launcher that the command asks for, with run_trial to launch. Raises ConfigError outside medreason.train."""
     if config.hydra.job.name != "train":
@@ -152,6 +152,13 @@ def trial_launcher(hydra_context: HydraContext, config: DictConfig) -> Launcher:
     from medreason.trials import run_trial
 
     return Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=run_trial, config=config)
+
+
+def sweep_folder(config: DictConfig) -> Path:
+    """The sweep's folder, to be made. Raises ConfigError where it cannot be."""
+    folder = Path(str(config.hydra.sweep.dir)).expanduser()
+    check_can_write(folder, "hydra.sweep.dir")
+    return folder
 
 
 def check_same_sweep(folder: Path, config: DictConfig, space: "Mapping[str, BaseDistribution]") -> None:

@@ -4,7 +4,6 @@ What is cheap and can fail comes first: configuration, hardware, rows. Then Unsl
 """
 
 import os
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -15,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from medreason.command import command, swept_settings
-from medreason.config import ConfigError, Format, Recompute, RunFailed, TrainConfig
+from medreason.config import ConfigError, Format, LoggerKind, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
-from medreason.disk import whole_file, whole_folder
+from medreason.disk import whole_folder
 from medreason.outside import literal, one_line
+from medreason.overrides import command_line, override
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run, check_steps, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
@@ -31,8 +31,10 @@ from medreason.run_directory import (
     repeatable,
     resolve_checkpoint,
     write_json,
+    write_settings,
 )
-from medreason.wandb_runs import agent_parameters, finish_wandb, log_samples, wandb_logger
+from medreason.sweep_results import finite, mapping
+from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
 
 if TYPE_CHECKING:
     from medreason.corpus import Split
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 def train(config: TrainConfig) -> None:
     run = Path(HydraConfig.get().runtime.output_dir)
     check_run(config)
+    if config.logger.kind is LoggerKind.wandb:
+        check_wandb(config.logger)
     resumed = resolve_checkpoint(config.ckpt, run)
     if resumed is not None:
         check_resumed(config, resumed)
@@ -91,7 +95,7 @@ def train_on_several(config: TrainConfig, run: Path) -> None:
     write_json(run / "run.json", start)
     say(f"starting {config.trainer.devices} processes")
     code = carry_out(run_command(overrides, run, config.trainer.devices))
-    status = str(read_json(run / "run.json")["status"])
+    status = str(read_json(run / "run.json").get("status"))
     if code == 0:
         return
     if status == "interrupted":
@@ -133,9 +137,9 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
             **data.report(),
             "left_out": split.left_out,
         },
-        "results": earlier.get("results", {}) if goes_on else {},
+        "results": mapping(earlier.get("results")) if goes_on else {},
     }
-    seconds_before = float(earlier.get("seconds", 0)) if goes_on else 0.0
+    seconds_before = finite(earlier.get("seconds")) or 0.0 if goes_on else 0.0
     began = time.monotonic()
     if first_process():
         save_config(config, run)
@@ -174,8 +178,8 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
             say("stopped")
         elif not (run / "trial.json").is_file():
             checkpoint = run / "checkpoints" / "last.ckpt"
-            command_line = shlex.join(["python", "-m", "medreason.train", *again, f"ckpt={checkpoint}"])
-            say(f"stopped after step {error}; it goes on with: {command_line}")
+            goes_on_with = command_line("train", [*again, override("ckpt", checkpoint)])
+            say(f"stopped after step {error}; it goes on with: {goes_on_with}")
         if "WANDB_SWEEP_ID" in os.environ:
             record["status"] = "pruned"  # so W&B stops a hopeless run; its agent would count an exit code as a failure
             return
@@ -352,10 +356,7 @@ def taught(model: Any) -> bool:
 
 def save_config(config: TrainConfig, run: Path) -> None:
     """RUN/config.yaml: every setting as the run has it."""
-    from omegaconf import OmegaConf
-
-    with whole_file(run / "config.yaml") as draft:
-        OmegaConf.save(OmegaConf.structured(config), draft)
+    write_settings(config, run / "config.yaml")
 
 
 def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
@@ -368,7 +369,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     from medreason.prompts import parse_answer
 
     console = Console(highlight=False)
-    samples = json.loads((run / "samples.json").read_text())
+    samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
     for sample in samples[:2]:
         console.print("\n[bold]Question[/] ", literal(sample["question"]), soft_wrap=True)
         console.print("[bold]Expected[/] ", literal(sample["answer"]), soft_wrap=True)

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from medreason.config import ConfigError, Pruner
 from medreason.run_directory import read_json, resolve_checkpoint
 from medreason.study import make_pruner, open_study
+from medreason.sweep_results import mapping
 
 
 class Pruned(Exception):
@@ -22,12 +23,17 @@ class Pruned(Exception):
 
 def reports(run: Path, monitor: str) -> list[Callback]:
     """The callback that reports a trial to its study; none where there is nobody to report to."""
-    study = read_json(run / "trial.json").get("study", {})
+    study = mapping(read_json(run / "trial.json").get("study"))
     if "pruner" not in study:  # no trial, or one that is not to be stopped early
         return []
-    pruner = make_pruner(Pruner(study["pruner"]), study["min_steps"], study["reduction_factor"])
-    opened = open_study(study["url"], study["name"], pruner)
-    return [TrialReport(optuna.trial.Trial(opened, study["trial_id"]), monitor)]
+    try:
+        pruner = make_pruner(Pruner(study["pruner"]), study["min_steps"], study["reduction_factor"])
+        opened = open_study(str(study["url"]), str(study["name"]), pruner)
+        return [TrialReport(optuna.trial.Trial(opened, study["trial_id"]), monitor)]
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{run / 'trial.json'}: damaged; remove {run}, and the sweep goes on without it") from error
 
 
 def own_checkpoint(run: Path) -> Path | None:

@@ -1,9 +1,9 @@
 """Carries out the trials of a study, one process each, through a launcher of Hydra's."""
 
 import math
-import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,12 +17,13 @@ from omegaconf import DictConfig
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from medreason.config import ConfigError, TrialsConfig
+from medreason.config import ConfigError, RunFailed, TrialsConfig
+from medreason.overrides import command_line, override
 from medreason.own_process import carry_out, claim, note_death, note_end, one_gpu, reporter, run_command
 from medreason.progress import describe_swept, say
 from medreason.run_directory import read_json, repeatable, write_json
-from medreason.space import quoted
 from medreason.study import Propose, begin, running, settle
+from medreason.sweep_results import mapping
 
 # a trial's values in the study -> its overrides, and what of them tells it apart
 Describe = Callable[[dict[str, Any]], tuple[list[str], dict[str, str]]]
@@ -62,8 +63,7 @@ def carry_out_trials(
                 say(describe_end(study, trial, folder, ended))
             check_hopeful(study, folder)
     except KeyboardInterrupt:
-        command = shlex.join(["python", "-m", "medreason.train", *sys.argv[1:]])
-        say(f"stopped; nothing is lost. The same command goes on with it: {command}")
+        say(f"stopped; nothing is lost. The same command goes on with it: {command_line('train', sys.argv[1:])}")
         sys.exit(128 + signal.SIGINT)
 
 
@@ -80,7 +80,7 @@ def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> str
 def job_overrides(overrides: Sequence[str], sweep_file: Sequence[str], folder: Path, number: int) -> list[str]:
     """What the launcher composes a trial's job from: the sweep in hand, not the one that a confirmed trial is from."""
     own = [one for one in overrides if not one.startswith(("sweeps=", "hydra."))]
-    return [*sweep_file, *own, f"hydra.sweep.dir={quoted(folder)}", f"hydra.sweep.subdir={number}"]
+    return [*sweep_file, *own, override("hydra.sweep.dir", folder), f"hydra.sweep.subdir={number}"]
 
 
 def next_batch(
@@ -124,7 +124,8 @@ def prepare(trial: FrozenTrial, run: Path, describe: Describe, pruning: Mapping[
         "state": "RUNNING",
         "study": {**pruning, "trial_id": trial._trial_id},
     }
-    write_json(run / "trial.json", {"died": [], **read_json(run / "trial.json"), **link})
+    died = read_json(run / "trial.json").get("died")
+    write_json(run / "trial.json", {"died": died if isinstance(died, list) else [], **link})
     start = {"status": "starting", "swept": swept, "overrides": repeatable(overrides)}
     write_json(run / "run.json", read_json(run / "run.json") | start)
 
@@ -133,13 +134,14 @@ def run_trial(config: DictConfig) -> None:
     """What a launcher launches: `python -m medreason.train` with a trial's overrides, in a process of its own."""
     hydra = HydraConfig.get()
     run = Path(hydra.runtime.output_dir)
-    name = f"trial {read_json(run / 'trial.json')['number']}"
+    name = f"trial {run.name}"
     log = run / "train.log"
     searchpath = [one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath")]
     trainer = config.trainer
     with claim(run) as held:
         # a job that a scheduler took away and starts again finds its trial interrupted, not starting
-        if held is None or read_json(run / "run.json")["status"].startswith(("finished", "pruned", "failed")):
+        status = str(read_json(run / "run.json").get("status", ""))
+        if held is None or status.startswith(("finished", "pruned", "failed")):
             say(f"{name}: another process has taken it")
             return
         record = read_json(run / "run.json") | {"status": "starting"}
@@ -164,10 +166,11 @@ def describe_end(study: optuna.Study, trial: FrozenTrial, folder: Path, ended: s
     run = folder / str(trial.number)
     name = f"trial {trial.number}"
     if ended is None:
-        died = read_json(run / "trial.json").get("died", [])
-        return f"{name}: {died[-1] if died else 'interrupted'}; it goes on from its last checkpoint"
+        died = read_json(run / "trial.json").get("died")
+        how = died[-1] if isinstance(died, list) and died else "interrupted"
+        return f"{name}: {how}; it goes on from its last checkpoint"
     if ended == "FAIL":
-        return f"{name}: failed: {read_json(run / 'trial.json')['reason']}"
+        return f"{name}: failed: {read_json(run / 'trial.json').get('reason')}"
     finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = min(finished, key=lambda one: one.value or 0.0, default=None)
     standing = f"; best so far: trial {best.number} with {best.value:.4f}" if best else ""
@@ -184,6 +187,17 @@ def check_hopeful(study: optuna.Study, folder: Path) -> None:
         raise ConfigError(f"the first {len(ended)} trials all failed: {reasons[0]}; mend it and remove {folder}")
 
 
+def check_any_finished(study: optuna.Study, folder: Path) -> None:
+    """Raises RunFailed where every trial of a sweep that has ended failed: it has no result."""
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    if not ended or any(trial.state is not TrialState.FAIL for trial in ended):
+        return
+    reasons = Counter(str(trial.user_attrs.get("reason", "no reason is known")) for trial in ended)
+    reason, times = reasons.most_common(1)[0]
+    often = "" if times == len(ended) else f" ({times} of them)"
+    raise RunFailed(f"every trial failed, {len(ended)} in all: {reason}{often}; see {folder}, and mend the sweep")
+
+
 def best_trials(folder: Path, top: int) -> dict[int, tuple[list[str], dict[str, str]]]:
     """The best finished trials of a sweep's folder, best first: number -> overrides, and what tells it apart.
 
@@ -192,12 +206,20 @@ def best_trials(folder: Path, top: int) -> dict[int, tuple[list[str], dict[str, 
     if not folder.is_dir():
         raise ConfigError(f"hydra.sweeper.sweep={folder}: no such folder; name the folder of a sweep")
     found: Sequence[tuple[float, int, dict[str, Any]]] = sorted(
-        (record["results"]["monitored"], int(run.name), record)
+        (value, int(run.name), record)
         for run in folder.iterdir()
-        if run.name.isdigit()
+        if run.name.isdecimal()
         and (record := read_json(run / "run.json")).get("status") == "finished"
-        and math.isfinite(record["results"].get("monitored", math.nan))
+        and isinstance(value := mapping(record.get("results")).get("monitored"), int | float)
+        and math.isfinite(value)
+        and isinstance(record.get("overrides"), list)
     )
     if not found:
         raise ConfigError(f"hydra.sweeper.sweep={folder}: no finished trial in it")
-    return {number: (record["overrides"], record["swept"]) for _, number, record in found[:top]}
+    return {
+        number: (
+            [str(one) for one in record["overrides"]],
+            {key: str(value) for key, value in mapping(record.get("swept")).items()},
+        )
+        for _, number, record in found[:top]
+    }

@@ -1,16 +1,21 @@
 """A run in W&B: online with an account, offline otherwise, never a question asked."""
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from medreason.config import Format, LoggerKind, TrainConfig
+from medreason.config import ConfigError, Format, LoggerConfig, LoggerKind, TrainConfig, check
+from medreason.overrides import spelled
 from medreason.progress import describe_swept, say
 from medreason.prompts import parse_answer
-from medreason.run_directory import read_json
+from medreason.run_directory import read_json, settings_of
+
+# W&B's limits: the client checks projects and tags, the server the rest
+LONGEST_NAME, LONGEST_TAG = 128, 64  # characters
 
 
 def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], identity: str | None) -> list[Any]:
@@ -20,19 +25,23 @@ def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], ident
     """
     if config.logger.kind is not LoggerKind.wandb:
         return []
+    mode = wandb_mode()
+    if mode == "disabled":
+        say("W&B: disabled, by WANDB_MODE or `wandb disabled`; metrics.csv has every number")
+        return []
     from lightning.pytorch.loggers import WandbLogger
-    from omegaconf import OmegaConf
 
-    offline = os.environ.get("WANDB_MODE") == "offline" or not has_wandb_account()
-    if offline:
-        say(f"W&B: no account here, logging offline; later: wandb sync {run}/wandb/offline-run-*")
+    if offline := mode != "online":
+        why = "no account here, logging offline" if mode == "no account" else "logging offline, as it is told to"
+        say(f"W&B: {why}; later: wandb sync {shlex.quote(str(run))}/wandb/offline-run-*")
     # in an agent's process W&B itself says which run this is, and drops our id
     settings: dict[str, Any] = {
-        "name": config.logger.name or describe_swept(swept) or run.name,
-        "group": run.parent.name if swept else None,
+        "name": config.logger.name or (describe_swept(swept) or run.name)[:LONGEST_NAME],
+        "group": run.parent.name[:LONGEST_NAME] if swept else None,
         "job_type": "trial" if swept else "train",
         "tags": config.logger.tags,
-        "config": OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True),
+        "mode": "offline" if offline else "online",  # said to wandb itself: it has read its environment already
+        "config": settings_of(config),
     }
     if identity:
         settings |= {"id": identity, "resume": "allow"}
@@ -67,7 +76,9 @@ def log_scores(config: TrainConfig, run: Path, name: str, scores: Mapping[str, A
         return
     import wandb
 
-    offline = os.environ.get("WANDB_MODE") == "offline" or not has_wandb_account()
+    mode = wandb_mode()
+    if mode == "disabled":
+        return
     logged: dict[str, float] = {}
     for task, score in scores.items():
         if score.get("accuracy") is not None:
@@ -75,23 +86,73 @@ def log_scores(config: TrainConfig, run: Path, name: str, scores: Mapping[str, A
             logged |= {f"{task}/accuracy": score["accuracy"], f"{task}/low": low, f"{task}/high": high}
         if "loss" in score:
             logged[f"{task}/loss"] = score["loss"]["mean"]
-    resumed: Any = wandb.init(
-        project=config.logger.project, dir=run, id=identity, resume="allow", mode="offline" if offline else "online"
-    )
+    how: Literal["online", "offline"] = "online" if mode == "online" else "offline"
+    resumed: Any = wandb.init(project=config.logger.project, dir=run, id=identity, resume="allow", mode=how)
     resumed.summary.update({f"evaluation/{name}/{key}": value for key, value in logged.items()})
     resumed.finish()
 
 
-def agent_parameters() -> dict[str, str]:
-    """What an agent of W&B's own sweeps gave this process: settings and values; nothing without an agent."""
+def agents_settings() -> dict[str, Any]:
+    """What an agent of W&B's own sweeps gave this process: settings and values; nothing without an agent.
+
+    Raises ConfigError where its file cannot be read.
+    """
     given = os.environ.get("WANDB_SWEEP_PARAM_PATH")
     if not given:
         return {}
-    from omegaconf import OmegaConf
+    import yaml
 
-    entries = OmegaConf.to_container(OmegaConf.load(given))
-    assert isinstance(entries, dict)
-    return {str(key): str(entry["value"]) for key, entry in entries.items() if isinstance(entry, dict)}
+    try:
+        entries = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"WANDB_SWEEP_PARAM_PATH={given}: cannot be read ({type(error).__name__})") from error
+    entries = entries.items() if isinstance(entries, dict) else ()
+    return {str(key): entry["value"] for key, entry in entries if isinstance(entry, dict) and "value" in entry}
+
+
+def agent_parameters() -> dict[str, str]:
+    """The same, as people are told it."""
+    return {name: value if isinstance(value, str) else spelled(value) for name, value in agents_settings().items()}
+
+
+def check_wandb(logger: LoggerConfig) -> None:
+    """Raises ConfigError for what W&B would refuse later: a name of its own, or a variable of the environment."""
+    check_wandb_names(logger)
+    wandb_mode()
+
+
+def check_wandb_names(logger: LoggerConfig) -> None:
+    """Raises ConfigError for a project, a run's name or a tag that W&B does not take."""
+    project = logger.project
+    check(0 < len(project.strip()) <= LONGEST_NAME, "logger.project", f"have 1 to {LONGEST_NAME} characters", project)
+    wrong = [one for one in project if one in "/\\#?%:" or not one.isprintable()]
+    check(not wrong, "logger.project", r"be without / \ # ? % : and line breaks", project)
+    fits = logger.name is None or 0 < len(logger.name.strip()) <= LONGEST_NAME
+    check(fits, "logger.name", f"have 1 to {LONGEST_NAME} characters", logger.name)
+    for tag in logger.tags:
+        fits = len(tag.strip()) > 0 and len(tag) <= LONGEST_TAG
+        check(fits, "logger.tags", f"have 1 to {LONGEST_TAG} characters each", tag)
+
+
+def wandb_mode() -> str:
+    """online, offline or disabled, as WANDB_MODE or W&B's own settings have it; `no account`: offline for want of one.
+
+    Raises ConfigError for a variable of the environment that W&B does not understand.
+    """
+    import wandb
+
+    try:
+        mode = wandb.setup().settings.mode
+        if mode in ("offline", "dryrun", "disabled"):
+            return "disabled" if mode == "disabled" else "offline"
+        return "online" if has_wandb_account() else "no account"
+    except (ValueError, OSError, wandb.Error) as error:  # pydantic's are ValueErrors
+        modes = ("online", "offline", "disabled", "shared", "dryrun", "run")
+        if os.environ.get("WANDB_MODE", "online") not in modes:
+            why = f"WANDB_MODE must be online, offline or disabled, got {os.environ['WANDB_MODE']!r}"
+        else:
+            why = f"W&B does not take its settings: {' '.join(str(error).split())[:300]}"
+        raise ConfigError(why) from error
 
 
 def has_wandb_account() -> bool:

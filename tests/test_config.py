@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, composed, run_train
+from medreason.config import ConfigError
+from medreason.run_directory import run_config
 
 
 def options() -> list[str]:
@@ -57,6 +59,9 @@ def test_a_named_run_wins_over_the_defaults_and_the_command_line_over_both() -> 
         ("experiments=quickstart ckpt=README.md", "ckpt=README.md: not a readable checkpoint"),
         ("experiments=quickstart data.case_kinds=[flu]", "data.case_kinds: no kind 'flu'; known: kidney_stage"),
         ("experiments=quickstart data=local data.path=gone.csv", "data.path=gone.csv: no such file"),
+        ("data.path=a,b.jsonl", "needs quotes: 'data.path=\"a,b.jsonl\"'"),
+        ("data.path=/d/#1.jsonl", "Hydra reads this only in quotes; write 'data.path=\"/d/#1.jsonl\"'"),
+        ("model.chat_template='{{'", "model.chat_template: not a Jinja template"),
         ("data.max_bad_share=2", "data.max_bad_share must be in [0, 1], got 2.0"),
         ("data.near_duplicate=0", "data.near_duplicate must be in (0, 1], got 0.0"),
         ("data.weight=0", "data.weight must be positive, got 0.0"),
@@ -84,6 +89,31 @@ def test_a_mistake_answers_in_one_line_within_seconds_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
     # 3 s on an idle machine with two cores; a loaded CI gets three times that
     assert seconds < 9
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"- 1", b"model: 3", b"a: [", b"!!python/object/apply:os.system ['true']", b"seed: !!python/name:os.x",
+        b"seed: 2026-01-01", b"seed: !!binary aGk=", b"? [1]\n: 2", b"a: &a [*a]", b"\xff\xfe", b"\0",
+        b"model: &m {path: *m}", b"lora: !!set {r}", b"seed: 99999999999999999999", b"[" * 5000,
+        b"model: ${oc.env:HOME}",
+    ],
+)  # fmt: skip
+def test_a_damaged_configuration_of_a_run_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a run") as refused:
+        run_config(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_directory_that_cannot_be_made_is_one_line() -> None:
+    said = run_train("experiments=quickstart", "hydra.run.dir=/proc/nowhere/run")
+    assert said.returncode == 2
+    assert said.stderr.splitlines() == [
+        "medreason.train: /proc/nowhere: No such file or directory; a run's directory cannot be made; "
+        "give another hydra.run.dir"
+    ]
 
 
 def test_the_composed_job_is_printed_in_seconds() -> None:

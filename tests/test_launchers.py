@@ -63,6 +63,7 @@ def test_trials_run_on_a_ray_cluster(tmp_path: Path, rows_file: Path) -> None:
         "+hydra.launcher.ray.init.include_dashboard=false", "hydra.sweeper.parallel=2", "lora.r=choice(-1,-2)",
     )  # fmt: skip
     said = run_train(*command)
-    assert said.returncode == 0, said.stderr[-3000:]
+    assert said.returncode == 1, said.stderr[-3000:]
+    assert "every trial failed, 2 in all: lora.r must be positive" in said.stderr.splitlines()[-1]
     trials = [json.loads((tmp_path / "sweep" / name / "trial.json").read_text()) for name in "01"]
     assert {trial["reason"] for trial in trials} == {f"lora.r must be positive, got {rank}" for rank in (-1, -2)}

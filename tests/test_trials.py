@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
+from medreason.config import ConfigError, Pruner, RunFailed, Sampler, SearchConfig
+from medreason.overrides import override
 from medreason.own_process import claim
 from medreason.run_directory import read_json, tokens_trained, write_json
-from medreason.space import override, read_space
+from medreason.space import read_space
+from medreason.storage import at_home, hidden, whole
 from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
-from medreason.trials import best_trials, carry_out_trials
+from medreason.trials import best_trials, carry_out_trials, check_any_finished
 
 SPACE, _ = read_space({"lora.r": "choice(4,8,16,1000)", "optim.lr": "tag(log,interval(1e-5,1e-1))"}, [])
 Train = Callable[[Path, dict[str, float]], None]
@@ -201,4 +204,63 @@ def test_the_best_trials_of_a_folder_come_best_first_with_what_repeats_them(tmp_
 
 def test_a_number_half_written_by_a_running_trial_does_not_end_the_sweep(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("epoch,step,train/tokens\n0,1,400.0\n0,2,8e")
+    assert tokens_trained(tmp_path) == 400
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\0\0", b"\xff\xfe", b"no,columns\n1\n1,2,3\n", b"epoch,step\n,\nx,y\n", b'"', b"step\n" + b"9" * 200_000],
+)
+def test_a_damaged_metrics_file_is_read_as_far_as_it_can_be(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_bytes(content)
     assert tokens_trained(tmp_path) == 0
+
+
+def test_a_sweep_in_which_every_trial_failed_is_no_success(tmp_path: Path) -> None:
+    sweep(tmp_path / "s", lambda run, given: end(run, f"failed: reason {run.name}"), trials=2)
+    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3))
+    with pytest.raises(RunFailed, match="every trial failed, 2 in all: reason 0 \\(1 of them\\)"):
+        check_any_finished(study, tmp_path / "s")
+    sweep(tmp_path / "s", learn, trials=6)
+    check_any_finished(study, tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["run.json", "trial.json"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "null", '{"status": 3, "died": 7, "results": [1], "study": {}}', "\udcff"]
+)
+def test_a_damaged_record_of_a_trial_ends_no_sweep(name: str, content: str, tmp_path: Path) -> None:
+    def damaged(run: Path, given: dict[str, float]) -> None:
+        if run.name == "0" and not (run / "hit").exists():
+            (run / "hit").touch()
+            (run / name).write_text(content, errors="surrogateescape")
+        else:
+            learn(run, given)
+
+    sweep(tmp_path / "s", damaged, trials=3)
+    assert len(best_trials(tmp_path / "s", 3)) >= 1
+
+
+def test_a_storages_password_is_in_no_file_and_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "s3cr:t/%40p@w"
+    monkeypatch.setenv("MEDREASON_STORAGE", "")
+    url = storage_url(f"postgresql://user:{secret}@localhost:1/db?sslpassword=hush-hush&a=b", tmp_path)
+    assert url == "postgresql://user@localhost:1/db?a=b"
+    assert whole(url).startswith(f"postgresql://user:{secret}@")
+    assert whole("postgresql://other@localhost/db") == "postgresql://other@localhost/db"
+    assert storage_url(None, tmp_path) == url
+    with pytest.raises(ConfigError) as refused:
+        open_study(url, "s", make_pruner(Pruner.none, 1, 3))
+    assert "s3cr" not in str(refused.value) and "hush" not in str(refused.value)
+    assert refused.value.__cause__ is None
+    assert hidden(f"could not connect to {whole(url)}").count("***") >= 1
+    assert secret not in hidden(f"could not connect to {whole(url)} with {secret}")
+
+
+def test_a_storage_without_password_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEDREASON_STORAGE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for one in ("postgresql://host:5432/db", "postgresql://me@host/db", "mysql+pymysql://host/db?charset=utf8"):
+        assert storage_url(one, tmp_path) == one
+    assert "MEDREASON_STORAGE" not in os.environ
+    assert at_home("sqlite:///~/a.db") == f"sqlite:///{tmp_path}/a.db"

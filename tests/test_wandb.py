@@ -1,22 +1,33 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 from wandb_offline import read_offline_run
 
-from conftest import run_command, run_train, tiny_run
+from conftest import ROOT, composed, run_command, run_train, tiny_run
+from medreason.config import ConfigError, LoggerConfig, LoggerKind
 from medreason.dashboard import LEARNING, SAMPLES, SPEED
 from medreason.run_directory import read_metrics, series
-from medreason.wandb_runs import agent_parameters, has_wandb_account
+from medreason.wandb_runs import (
+    agent_parameters,
+    check_wandb_names,
+    has_wandb_account,
+    log_scores,
+    wandb_logger,
+)
 
 
 def test_an_offline_run_holds_everything_that_a_dashboard_shows(tmp_path: Path, rows_file: Path) -> None:
     run = tmp_path / "run"
     said = run_train(*tiny_run(run, rows_file, "logger=wandb", "logger.tags=[a,b]", "trainer.max_steps=3"))
     assert said.returncode == 0, said.stderr[-3000:]
-    assert "no account here, logging offline" in said.stdout
+    assert "W&B: logging offline, as it is told to" in said.stdout
     logged = read_offline_run(run)
     for metric in (*LEARNING, *(one for one in SPEED if one != "train/mfu")):  # a CPU's peak is not known
         assert logged.values(metric), metric
@@ -68,6 +79,65 @@ def test_a_mistake_found_before_the_weights_are_loaded_leaves_nothing(tmp_path: 
     assert said.returncode == 2
     assert "lora.target_modules: the model has no 'query'" in said.stderr.splitlines()[-1]
     assert "loading embedded:tiny" not in said.stdout and not run.exists()
+
+
+def logger(**changes: Any) -> LoggerConfig:
+    return LoggerConfig(**({"kind": LoggerKind.wandb, "project": "p", "name": None, "tags": []} | changes))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tags": ["x" * 65]}, "logger.tags must have 1 to 64 characters each"),
+        ({"tags": ["a", " "]}, "logger.tags must have 1 to 64 characters each"),
+        ({"project": "a/b"}, "logger.project must be without"),
+        ({"project": "a%b"}, "logger.project must be without"),
+        ({"project": "a\nb"}, "logger.project must be without"),
+        ({"project": "x" * 129}, "logger.project must have 1 to 128 characters"),
+        ({"project": ""}, "logger.project must have 1 to 128 characters"),
+        ({"name": "x" * 129}, "logger.name must have 1 to 128 characters"),
+        ({"name": " "}, "logger.name must have 1 to 128 characters"),
+    ],
+)
+def test_what_wandb_would_refuse_later_is_refused_at_once(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        check_wandb_names(logger(**change))
+
+
+def test_what_wandb_takes_passes() -> None:
+    check_wandb_names(logger(tags=["x" * 64, "病"], project="x" * 128, name="病 1"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "found"),
+    [
+        ("online", "", "no account"), ("online", "0" * 40, "online"), ("offline", "0" * 40, "offline"),
+        ("dryrun", "", "offline"), ("run", "0" * 40, "online"), ("disabled", "0" * 40, "disabled"),
+    ],
+)  # fmt: skip
+def test_wandbs_own_mode_counts(mode: str, key: str, found: str, tmp_path: Path) -> None:
+    code = "from medreason.wandb_runs import wandb_mode; print(wandb_mode())"
+    own = {"WANDB_MODE": mode, "WANDB_API_KEY": key, "NETRC": str(tmp_path / "none")}
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
+    assert said.stdout.strip() == found, said.stderr
+
+
+def test_a_mode_that_wandb_does_not_know_is_one_line_before_anything_slow(tmp_path: Path, rows_file: Path) -> None:
+    said = run_train(*tiny_run(tmp_path / "run", rows_file, "logger=wandb"), env=os.environ | {"WANDB_MODE": "banana"})
+    assert said.returncode == 2
+    assert said.stderr.splitlines() == ["medreason.train: WANDB_MODE must be online, offline or disabled, got 'banana'"]
+    assert "Unsloth" not in said.stdout
+
+
+def test_a_disabled_wandb_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medreason.wandb_runs.wandb_mode", lambda: "disabled")
+    config = composed("experiments=quickstart", "logger=wandb")
+    assert wandb_logger(config, tmp_path, {}, None) == []
+    assert "W&B: disabled" in capsys.readouterr().out
+    log_scores(config, tmp_path, "likelihood", {})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com"])
