@@ -71,7 +71,10 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
         begun.append(True)
         # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
         try:
-            task(load(config, schema))
+            try:
+                task(load(config, schema))
+            except PermissionError as error:  # any path that was given may be one
+                raise ConfigError(f"{error.filename}: no right to read or write it ({error.strerror})") from error
         except (ConfigError, RunFailed, OmegaConfBaseException) as error:
             discard(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode is RunMode.MULTIRUN:
