@@ -104,9 +104,9 @@ def check_hub_model(model: ModelConfig) -> None:
         return
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
-        return
     try:
+        if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
+            return
         HfApi().model_info(model.path, revision=model.revision, timeout=5)
     except Exception as error:  # no network, no such model, no right to it: the way out is the same
         raise ConfigError(
@@ -251,7 +251,7 @@ def check_port(host: str, port: int) -> None:
     """Raises ConfigError where nothing can listen, as there is no such address here or the port is taken."""
     try:
         socket.create_server((host, port)).close()
-    except (OSError, ValueError) as error:  # a name that no host can have is a ValueError
+    except (OSError, TypeError, ValueError) as error:  # the latter: a name that no host can have
         why = str(getattr(error, "strerror", None) or "no such host").partition(" (")[0].lower()
         raise ConfigError(f"host={host} port={port}: {why}; give another port=NUMBER") from error
 
