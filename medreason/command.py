@@ -102,7 +102,7 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
 
 
 def as_mistake(error: Exception, *written: str | None) -> Exception | None:
-    """What a command's error is to its user: one that a line can tell, or None. `written` are folders that it wrote to."""
+    """What a command's error is to its user: one that a line tells, or None. `written` are folders that it wrote to."""
     if disk_full(error):
         return ConfigError(full_disk(error, *written))
     if isinstance(error, PermissionError):  # any path that was given may be one
