@@ -12,6 +12,7 @@ from pathlib import Path
 from medreason import embedded
 from medreason.chat_template import check_chat_template
 from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, TrainConfig, TrainerConfig
+from medreason.prompts import FORMATS
 from medreason.run_directory import read_json
 from medreason.sources import is_local
 from medreason.storage import hidden
@@ -23,7 +24,7 @@ API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
 def check_run(config: TrainConfig) -> None:
     """Raises ConfigError, in about three seconds, for a run that cannot start here. Call before any hub library."""
     check_model_path(config.model)
-    if config.model.chat_template:
+    if config.model.chat_template and FORMATS[config.data.format].prompt is None:
         check_chat_template(config.model.chat_template, "model.chat_template")
     settle_hub(config.model, config.data)
     check_hub_model(config.model)
