@@ -1,8 +1,12 @@
 """What tests share: no network, a cache of their own, the tiny model, rows of every length."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
