@@ -5,9 +5,6 @@ import signal
 import tempfile
 from pathlib import Path
 
-# a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
@@ -28,6 +25,9 @@ from medreason.command import composed
 from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision, Recompute
 from medreason.model import load_model, load_tokenizer
 from medreason.prompts import Example
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real rows; tests that need them skip without
