@@ -333,6 +333,10 @@ class LastCheckpoint(Checkpoint):
 class BestCheckpoint(ModelCheckpoint):
     """Saves `best.ckpt` by the monitored metric. A run that is resumed in another directory takes it along."""
 
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace("BestCheckpoint", "ModelCheckpoint", 1)  # as checkpoints have it from before
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning would forget what was best before, and call the best one since then the best."""
         earlier, own = Path(state_dict["best_model_path"]), Path(str(self.dirpath)) / "best.ckpt"
