@@ -10,10 +10,10 @@ from omegaconf.errors import OmegaConfBaseException
 from medreason import embedded
 from medreason.chat_template import check_chat_template
 from medreason.command import composed
-from medreason.config import ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
+from medreason.config import Checkpoint, ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
 from medreason.prompts import FORMATS
-from medreason.run_directory import read_json, run_config
+from medreason.run_directory import adapter_of, read_json, run_config
 
 # settings of LoRA that are always these here
 PLAIN: dict[str, Any] = {"bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
@@ -28,16 +28,27 @@ class Answerer:
 
 
 def find_answerer(
-    given: str, *, base: bool = False, precision: Precision | None = None, style: Format | None = None
+    given: str,
+    *,
+    base: bool = False,
+    checkpoint: Checkpoint | None = None,
+    precision: Precision | None = None,
+    style: Format | None = None,
 ) -> Answerer:
     """What `run=GIVEN` names: a run directory, an adapter's folder, or a model (folder, hub name, embedded:NAME).
 
-    `base` leaves the adapter out. Without a run, precision is 4-bit on a GPU and 16-bit elsewhere, and the format
-    `think`. Raises ConfigError, before anything slow, for what is none of these or cannot be had.
+    `base` leaves the adapter out, `checkpoint` picks one of a run's two. Without a run, precision is 4-bit on a GPU and
+    16-bit elsewhere, and the format `think`.
+
+    Raises ConfigError, before anything slow, for what is none of these or cannot be had.
     """
     folder = Path(given)
     if (folder / "config.yaml").is_file():
-        found = of_run(folder, base)
+        found = of_run(folder, base, checkpoint)
+    elif checkpoint is not None:
+        raise ConfigError(
+            f"run={given}: no run directory, so checkpoint={checkpoint.value} means nothing; leave it out"
+        )
     elif (folder / "adapter_config.json").is_file():
         found = of_adapter(folder, base)
     else:
@@ -61,10 +72,12 @@ def find_answerer(
     return found
 
 
-def of_run(run: Path, base: bool) -> Answerer:
-    adapter = run / "adapter"
+def of_run(run: Path, base: bool, checkpoint: Checkpoint | None) -> Answerer:
+    adapter = adapter_of(run, checkpoint)
     if not base and not (adapter / "adapter_config.json").is_file():
-        raise ConfigError(f"run={run}: no adapter/ in it: it has not finished; base=true takes the model before it")
+        raise ConfigError(
+            f"run={run}: no {adapter.name}/ in it: it has not finished; base=true takes the model before it"
+        )
     if not base:
         check_safetensors(adapter, f"run={run}")
     return Answerer(run_config(run), None if base else adapter, run, run)

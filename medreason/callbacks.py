@@ -1,4 +1,4 @@
-"""What a run does besides training: metrics of each step, checkpoints, random states in them."""
+"""What a run does besides training: metrics of each step, checkpoints, random states in them, an early end."""
 
 import io
 import math
@@ -23,7 +23,7 @@ from medreason.config import RunFailed
 from medreason.datamodule import PackedBatch
 from medreason.disk import whole_file
 from medreason.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
-from medreason.progress import first_process, say
+from medreason.progress import first_process, say, spoken
 
 Mark = float | torch.cuda.Event  # a moment: of the host's clock in seconds, or of the GPU's work
 
@@ -321,7 +321,8 @@ class LastCheckpoint(Checkpoint):
     def save(self, trainer: L.Trainer) -> None:
         # all processes stop at the same step, whichever of them was asked
         self.stop = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
-        if self.stop or self.step % self.every_steps == 0 or at_the_end(trainer, self.total_steps):
+        due = self.step % self.every_steps == 0 or at_the_end(trainer, self.total_steps)
+        if self.stop or due or trainer.should_stop:  # Patience says so at a validation, before this
             trainer.save_checkpoint(self.path)
 
     def teardown(self, *_: Any, **__: Any) -> None:
@@ -338,17 +339,33 @@ class BestCheckpoint(ModelCheckpoint):
         return super().state_key.replace("BestCheckpoint", "ModelCheckpoint", 1)  # as checkpoints have it from before
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lightning would forget what was best before, and call the best one since then the best."""
-        earlier, own = Path(state_dict["best_model_path"]), Path(str(self.dirpath)) / "best.ckpt"
-        if earlier.is_file() and earlier != own and self.score_in(earlier) == state_dict["best_model_score"]:
-            if first_process():
-                own.parent.mkdir(parents=True, exist_ok=True)
-                draft = own.with_name(".best.ckpt.draft")
-                shutil.copyfile(earlier, draft)
-                draft.replace(own)
-            paths = {"best_model_path": str(own), "kth_best_model_path": str(own), "dirpath": self.dirpath}
-            state_dict = state_dict | paths | {"best_k_models": {str(own): state_dict["best_model_score"]}}
-        super().load_state_dict(state_dict)
+        """Lightning would forget what was best before, and call the best one since then the best.
+
+        It is forgotten where it is gone, or one that came after this checkpoint has taken its place.
+        """
+        own = Path(str(self.dirpath)) / "best.ckpt"
+        score = state_dict["best_model_score"]
+        # its own folder too: a run that was moved
+        known = [path for path in (Path(state_dict["best_model_path"]), own) if self.score_in(path) == score]
+        if score is None or not known:
+            return
+        if known[0] != own and first_process():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            with whole_file(own) as draft:
+                shutil.copyfile(known[0], draft)
+        paths = {"best_model_path": str(own), "kth_best_model_path": str(own), "dirpath": self.dirpath}
+        super().load_state_dict(state_dict | paths | {"best_k_models": {str(own): score}})
+
+    def best(self) -> dict[str, Any] | None:
+        """The best checkpoint, with its metric as `monitored`; None where none is known that says its held-out loss."""
+        path = Path(self.best_model_path)
+        if self.best_model_score is None or not path.is_file():
+            return None
+        found: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        found["monitored"] = float(self.best_model_score)
+        if self.monitor == "val/loss":  # which earlier releases did not write beside it
+            found.setdefault("val_loss", found["monitored"])
+        return found if "val_loss" in found else None
 
     def score_in(self, path: Path) -> Any:
         """The score of a best checkpoint, which a later one may have taken the place of; None where it has none."""
@@ -357,6 +374,50 @@ class BestCheckpoint(ModelCheckpoint):
             return saved["callbacks"][self.state_key]["best_model_score"]
         except Exception:  # a cut or foreign file fails in many ways
             return None
+
+
+class Patience(Callback):
+    """Ends training once `validations` in a row have brought no lower `monitor`; None: never.
+
+    A checkpoint knows of those behind it, so that a resumed run ends where an unbroken one would; resumed with more
+    patience, it goes on. The metric is the same on all processes, and so is the step at which they end.
+    """
+
+    def __init__(self, monitor: str, validations: int | None, total_steps: int) -> None:
+        self.monitor, self.validations, self.total_steps = monitor, validations, total_steps
+        self.lowest, self.since = math.inf, 0
+        self.reason: str | None = None  # why training ended early, if it did
+
+    @property
+    def state_key(self) -> str:
+        return f"Patience({self.monitor})"  # of another metric, nothing is known
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"lowest": self.lowest, "since": self.since}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.lowest, self.since = state_dict["lowest"], state_dict["since"]
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step < self.total_steps:
+            self.settle(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        value: Any = trainer.callback_metrics.get(self.monitor)
+        if trainer.state.fn != "fit" or value is None:
+            return  # measured before or after training
+        lower = float(value) < self.lowest
+        self.lowest, self.since = min(self.lowest, float(value)), 0 if lower else self.since + 1
+        if not at_the_end(trainer, self.total_steps):
+            self.settle(trainer)
+
+    def settle(self, trainer: L.Trainer) -> None:
+        if self.validations is None or self.since < self.validations:
+            return
+        often = "the last validation" if self.since == 1 else f"the last {self.since} validations"
+        self.reason = f"trainer.patience={self.validations}: {often} brought no lower {spoken(self.monitor)}"
+        say(f"training ends early, at step {trainer.global_step} of {self.total_steps}; {self.reason}")
+        trainer.should_stop = True
 
 
 class Stopped(Exception):

@@ -11,7 +11,7 @@ from typing import Any
 
 from medreason.answerer import Answerer, find_answerer
 from medreason.command import command
-from medreason.config import ChatConfig, Format
+from medreason.config import ChatConfig, Checkpoint, Format
 from medreason.control_tokens import encode
 from medreason.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
 from medreason.export import questions_of
@@ -63,7 +63,7 @@ class Speaker:
 
 def chat(config: ChatConfig) -> None:
     answerer = check_chat(config)
-    title = f"{answerer.folder.resolve().name}, {'as trained' if answerer.adapter else 'before training'}"
+    title = f"{answerer.folder.resolve().name}, {what(answerer, config.checkpoint)}"
     speaker = load_speaker(config, answerer)
     if config.page:
         from medreason.chat_page import open_page
@@ -78,9 +78,16 @@ def chat(config: ChatConfig) -> None:
         Terminal(speaker.ask, title, stands_alone(speaker.style), colour).talk(typed_lines())
 
 
+def what(answerer: Answerer, checkpoint: Checkpoint | None) -> str:
+    """Which weights of a run answer."""
+    if answerer.adapter is None:
+        return "before training"
+    return "as trained" if checkpoint is None else f"its {checkpoint.value} step"
+
+
 def check_chat(config: ChatConfig) -> Answerer:
     """Who is to talk. Raises ConfigError, before anything slow, where there can be no chat."""
-    answerer = find_answerer(config.run, base=config.base, precision=config.precision)
+    answerer = find_answerer(config.run, base=config.base, checkpoint=config.checkpoint, precision=config.precision)
     if config.page:
         check_installed("chat", "gradio")
         check_port(config.host, config.port)

@@ -156,6 +156,13 @@ class Engine(Enum):
     vllm = "vllm"
 
 
+class Checkpoint(Enum):
+    """Which weights of a run."""
+
+    best = "best"  # of the step with the lowest `monitor`
+    last = "last"  # of the last step
+
+
 class LoggerKind(Enum):
     """Where metrics go besides the run directory's metrics.csv."""
 
@@ -247,6 +254,12 @@ def place(key: str, path: str) -> str:
     )
     check(holds, key, "be a path: no part over 255 bytes, no zero byte", path[:80])
     return os.path.expanduser(path)  # noqa: PTH111  # a Path would not leave the rest as it is written
+
+
+def check_one_model(base: bool, checkpoint: Checkpoint | None) -> None:
+    """Raises ConfigError where both the model before the run and a step of the run are asked for."""
+    given = checkpoint and checkpoint.value
+    check(not base or given is None, "checkpoint", "be left out with base=true, the model before the run", given)
 
 
 def settle_places(settings: object, *names: str) -> None:
@@ -445,6 +458,7 @@ class TrainerConfig:
     memory_gib: float | None  # the most of a GPU's memory that each process may take; null: all that is free
     validate_every_steps: int  # optimizer steps between validations
     checkpoint_every_steps: int  # optimizer steps between resumable checkpoints
+    patience: int | None  # validations in a row without a lower `monitor` after which training ends; null: never
     answer_questions: int  # held-out questions answered before, during and after training; 0: none
     answer_share: float  # of the time of training, the most that answering at validations may take; 0: none there
     answer_batch: int  # questions answered at once
@@ -463,6 +477,7 @@ class TrainerConfig:
         check(self.memory_gib is None or self.memory_gib > 0, "trainer.memory_gib", "be positive", self.memory_gib)
         for name in ("devices", "rows_per_batch", "accumulate", "validate_every_steps", "checkpoint_every_steps"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
+        check(self.patience is None or self.patience > 0, "trainer.patience", "be positive or null", self.patience)
         check(self.answer_questions >= 0, "trainer.answer_questions", "not be negative", self.answer_questions)
         check(0 <= self.answer_share < 1, "trainer.answer_share", "be in [0, 1)", self.answer_share)
         for name in ("answer_batch", "max_answer_tokens"):
@@ -470,8 +485,8 @@ class TrainerConfig:
         check_most(
             self, "trainer.", max_epochs=10**6, max_steps=MOST_STEPS, memory_gib=10**6, devices=1024,
             rows_per_batch=MOST_AT_ONCE, accumulate=10**6, validate_every_steps=MOST_STEPS,
-            checkpoint_every_steps=MOST_STEPS, answer_questions=MOST_STEPS, answer_batch=MOST_AT_ONCE,
-            max_answer_tokens=MOST_TOKENS,
+            checkpoint_every_steps=MOST_STEPS, patience=MOST_STEPS, answer_questions=MOST_STEPS,
+            answer_batch=MOST_AT_ONCE, max_answer_tokens=MOST_TOKENS,
         )  # fmt: skip
 
 
@@ -532,6 +547,7 @@ class TrainConfig:
 class EvaluateConfig:
     run: str  # a run directory, an adapter's folder, or a model (folder, hub name, embedded:NAME)
     base: bool  # evaluate the model as it was before the run instead
+    checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     precision: Precision | None  # of the base; null: as the run had it, without one nf4 (half on a CPU)
     format: Format | None  # of prompts and answers; null: as the run had it, without one think
     benchmarks: list[str]  # names (medreason/tasks.py) or files of their form
@@ -546,7 +562,7 @@ class EvaluateConfig:
     server: str | None  # with method=generate: address of an OpenAI-compatible server that writes instead
     served_model: str | None  # what the server calls the model; null: as medreason.serve does
     against: str | None  # folder of another evaluation, compared question by question
-    output: str | None  # null: RUN/evaluation/METHOD, _base or _served; for a model alone under runs/
+    output: str | None  # null: RUN/evaluation/METHOD, _base, _last or _served; for a model alone under runs/
     seed: int
 
     def __post_init__(self) -> None:
@@ -566,6 +582,7 @@ class EvaluateConfig:
         check(all(self.benchmarks), "benchmarks", "be names or files", list(self.benchmarks))
         self.benchmarks = [place("benchmarks", name) for name in self.benchmarks]
         settle_places(self, "against", "output")
+        check_one_model(self.base, self.checkpoint)
         written = self.method is Method.generate
         check(written or self.samples == 1, "samples", "be 1 where nothing is written (method=generate)", self.samples)
         check(written or not self.server, "server", "be null where nothing is written (method=generate)", self.server)
@@ -573,7 +590,7 @@ class EvaluateConfig:
         check(not named or bool(self.server), "served_model", "be null without server=URL", self.served_model)
         if self.server is not None:
             local = "be left out where a server writes, which holds the model as it is served"
-            for name in ("base", "precision", "batching"):
+            for name in ("base", "checkpoint", "precision", "batching"):
                 given = getattr(self, name)
                 check(not given, name, local, getattr(given, "value", given))
 
@@ -583,9 +600,10 @@ class ExportConfig:
     run: str  # a run directory
     format: ExportFormat
     quantization: Quantization | None  # of format=gguf; null: q8_0
-    output: str | None  # a new folder; null: RUN/export_FORMAT
+    output: str | None  # a new folder; null: RUN/export_FORMAT, with checkpoint=last RUN/export_FORMAT_last
     questions: int  # asked of the adapter on its base and of the export
     max_new_tokens: int  # of each answer
+    checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
 
     def __post_init__(self) -> None:
         check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
@@ -603,6 +621,7 @@ class ExportConfig:
 class ChatConfig:
     run: str  # a run directory, an adapter's folder, or a model (folder, hub name, embedded:NAME)
     base: bool  # talk to the model as it was before the run
+    checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     precision: Precision | None  # of the base; null: as the run had it
     page: bool  # a web page instead of the terminal
     host: str  # that the page listens on
@@ -616,12 +635,14 @@ class ChatConfig:
         check(self.max_new_tokens > 0, "max_new_tokens", "be positive", self.max_new_tokens)
         check(self.temperature >= 0, "temperature", "not be negative", self.temperature)
         check_most(self, "", max_new_tokens=MOST_TOKENS, temperature=1000)
+        check_one_model(self.base, self.checkpoint)
         self.run = place("run", self.run)
 
 
 @dataclass
 class ServeConfig:
-    run: str | None  # a run directory: its export_merged is served, and made where there is none
+    run: str | None  # a run directory: its export_merged (_last) is served, and made where there is none
+    checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     weights: str | None  # the folder of a merged export, in place of a run
     engine: Engine
     host: str
@@ -631,6 +652,8 @@ class ServeConfig:
     def __post_init__(self) -> None:
         rule = "name a run directory (run=DIR), or weights=DIR an export, not both"
         check(bool(self.run) != bool(self.weights), "run", rule, self.run)
+        given = self.checkpoint and self.checkpoint.value
+        check(given is None or bool(self.run), "checkpoint", "be left out with weights=DIR", given)
         settle_places(self, "run", "weights")
         check(0 < self.port < 65536, "port", "be in 1 to 65535", self.port)
         most = self.max_requests

@@ -17,13 +17,13 @@ from typing import Any
 from medreason.answerer import Answerer, find_answerer
 from medreason.clinical_cases import KINDS
 from medreason.command import command
-from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
+from medreason.config import Batching, Checkpoint, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
 from medreason.corpus import Split, read_split
 from medreason.json_lines import append_json_lines, mend_last_line, read_json_lines
 from medreason.outside import one_line
 from medreason.preflight import check_installed, check_precision, check_server
 from medreason.progress import quieten, say
-from medreason.run_directory import provenance, read_json, write_json
+from medreason.run_directory import provenance, read_json, weights_digest, write_json
 from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
 from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
@@ -38,7 +38,9 @@ BATCH = {Method.likelihood: 8, Method.generate: 32}
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    answerer = find_answerer(config.run, base=config.base, precision=config.precision, style=config.format)
+    answerer = find_answerer(
+        config.run, base=config.base, checkpoint=config.checkpoint, precision=config.precision, style=config.format
+    )
     trained = answerer.config
     check_against(config.against)
     if config.server is None:
@@ -66,6 +68,7 @@ def evaluate(config: EvaluateConfig) -> None:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
     batching = config.batching or default_batching()
     name = config.method.value + ("" if answerer.adapter else "_base") + ("_served" if config.server else "")
+    name += "_last" if config.checkpoint is Checkpoint.last else ""
     folder = Path(config.output) if config.output else answerer.folder / "evaluation" / name
     what = identity(config, answerer, batching)
     if config.server is not None:  # at whatever address, in whatever precision the server holds it
@@ -148,6 +151,7 @@ def identity(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> 
     return {
         "run": str(answerer.folder.resolve()),
         "base": answerer.adapter is None,
+        "adapter": weights_digest(answerer.adapter) if answerer.adapter else None,
         "model": trained.model.path,
         "precision": trained.model.precision.value,
         "method": config.method.value,
@@ -164,8 +168,11 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
     """Questions without an answer in `folder`. Raises ConfigError where answers of something else lie there."""
     earlier = read_json(folder / "evaluation.json")
     tasks = earlier.pop("tasks", {})
+    earlier = {"adapter": what["adapter"]} | earlier if earlier else {}  # earlier releases did not say
     if earlier and earlier != what:
         key = next(key for key in what if earlier.get(key) != what[key])
+        if key == "adapter":
+            raise ConfigError(f"{folder} holds answers of other weights of this run; remove it, or give output=DIR")
         raise ConfigError(
             f"{folder} holds answers with {key}={earlier.get(key)}, not {what[key]}; give another output=DIR"
         )

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from medreason.command import command
 from medreason.config import (
+    Checkpoint,
     ConfigError,
     ExportConfig,
     ExportFormat,
@@ -34,7 +35,7 @@ from medreason.gguf_export import check_end, check_weights, find_tools, write_gg
 from medreason.outside import literal
 from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 from medreason.progress import say
-from medreason.run_directory import tokens_trained, write_json
+from medreason.run_directory import adapter_of, tokens_trained, weights_digest, write_json
 from medreason.sweep_results import look_up, read_mapping
 
 if TYPE_CHECKING:
@@ -46,9 +47,10 @@ CASES_SEED = 20  # of questions beyond those of the run's own samples.json
 def export(config: ExportConfig) -> None:
     kind, quantization = config.format, config.quantization or Quantization.q8_0
     suffix = f"_{quantization.value}" if kind is ExportFormat.gguf else ""
+    suffix += "_last" if config.checkpoint is Checkpoint.last else ""
     output = Path(config.output) if config.output else Path(config.run) / f"export_{kind.value}{suffix}"
     try:
-        run = read_run(Path(config.run))
+        run = read_run(Path(config.run), config.checkpoint)
         check_base(run.model)
         write_export(run, kind, quantization, output, questions=config.questions, max_new_tokens=config.max_new_tokens)
     except (ConfigError, RunFailed, OSError) as error:
@@ -67,32 +69,30 @@ class Run:
     model: ModelConfig
     style: Format
     config: dict[str, Any]  # all of config.yaml
-
-    @property
-    def adapter(self) -> Path:
-        return self.folder / "adapter"
+    adapter: Path
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path, checkpoint: Checkpoint | None = None) -> Run:
     """Raises ConfigError for a folder that is no finished run."""
     if not folder.is_dir():
         raise ConfigError("no such folder")
     config, wrong = read_mapping(folder / "config.yaml")
     if wrong:
         raise ConfigError(f"{wrong}; name a run that medreason.train has written")
+    adapter = adapter_of(folder, checkpoint)
     missing = [
         name
         for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer_config.json")
-        if not (folder / "adapter" / name).is_file()
+        if not (adapter / name).is_file()
     ]
     if missing:
-        raise ConfigError(f"no adapter/{missing[0]}; a run has it once training has finished")
-    check_safetensors(folder / "adapter", "adapter")
+        raise ConfigError(f"no {adapter.name}/{missing[0]}; a run has it once training has finished")
+    check_safetensors(adapter, adapter.name)
     path, style = look_up(config, "model.path"), look_up(config, "data.format")
     revision, precision = look_up(config, "model.revision"), look_up(config, "model.precision")
     if not isinstance(path, str) or style not in Format.__members__ or precision not in Precision.__members__:
         raise ConfigError("config.yaml names no model.path, model.precision or data.format")
-    return Run(folder, ModelConfig(path, revision, Precision[precision], None), Format[style], config)
+    return Run(folder, ModelConfig(path, revision, Precision[precision], None), Format[style], config, adapter)
 
 
 def check_base(model: ModelConfig) -> None:
@@ -131,7 +131,7 @@ def write_export(
             checked = [("largest difference of a tensor in the GGUF", f"{difference:.2%} ({worst})")]
             say(f"{checked[0][0]}: {checked[0][1]}")
             shutil.rmtree(weights)
-        write_json(draft / "parity.json", parity.record())
+        write_json(draft / "parity.json", parity.record() | {"adapter": weights_digest(run.adapter)})
         card = model_card(
             name=run.folder.resolve().name,
             kind=kind.value,

@@ -46,6 +46,7 @@ class Finetuner(L.LightningModule):
         self.validation_loss, self.validation_targets = 0.0, 0
         self.skipped, self.skipped_steps = False, 0  # whether the last step was; how many since the run began
         self.validated_step: int | None = None  # optimizer steps behind the last validation of this process
+        self.validated_loss = math.nan  # held-out loss found there
 
     def cpu(self) -> "Finetuner":
         """Stays where it is: Lightning would carry the base to the host after each fit and each validation."""
@@ -110,7 +111,7 @@ class Finetuner(L.LightningModule):
         sums = torch.tensor([self.validation_loss, self.validation_targets], device=self.device, dtype=torch.float64)
         loss, targets = self.trainer.strategy.reduce(sums, reduce_op="sum")
         self.log("val/loss", (loss / targets).float(), prog_bar=True)
-        self.validated_step = self.trainer.global_step
+        self.validated_step, self.validated_loss = self.trainer.global_step, float((loss / targets).float())
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.named_parameters(), self.optim, scaled=self.scaler is not None)
@@ -121,6 +122,8 @@ class Finetuner(L.LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         checkpoint["skipped_steps"] = self.skipped_steps
+        if self.validated_step == self.trainer.global_step:
+            checkpoint["val_loss"] = self.validated_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped_steps = checkpoint.get("skipped_steps", 0)
@@ -133,6 +136,14 @@ class Finetuner(L.LightningModule):
                 f"the checkpoint's adapter is not this run's: {wrong} is {shape(stored.get(wrong))} there and "
                 f"{shape(trained.get(wrong))} here; resume with the settings it was trained with"
             )
+
+
+def take_weights(finetuner: Finetuner, checkpoint: dict[str, Any]) -> None:
+    """Gives the adapter the weights that a checkpoint of the same run holds."""
+    own = dict(finetuner.named_parameters())
+    with torch.no_grad():
+        for name, value in checkpoint["state_dict"].items():
+            own[name].copy_(value)
 
 
 def uncount_step(trainer: L.Trainer) -> None:

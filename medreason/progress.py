@@ -116,6 +116,11 @@ def describe_swept(swept: Mapping[str, str]) -> str:
     return " ".join(f"{key.rpartition('.')[2]}={short_number(value)}" for key, value in swept.items())
 
 
+def spoken(monitor: str) -> str:
+    """A monitored metric in words."""
+    return {"val/loss": "held-out loss", "train/loss": "training loss"}.get(monitor, monitor)
+
+
 def short_number(text: str) -> str:
     """A small number as people write it: 0.0001 as 1e-4. Any other text as it is."""
     try:

@@ -1,8 +1,8 @@
 """A run directory: everything that names a run and what came out of it.
 
 config.yaml     the composed configuration, resolved          checkpoints/  last.ckpt, best.ckpt
-data.json       rejects, duplicates, contamination by row
-run.json        command, commit, versions, data, results      adapter/      LoRA in PEFT's format, tokenizer
+data.json       rejects, duplicates, contamination by row     adapter/      LoRA of the best step (PEFT), tokenizer
+run.json        command, commit, versions, data, results      adapter_last/ the same of the last step, if it is another
 metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
 samples.json    held-out questions, as answered over time     .hydra/       Hydra's own record
 """
@@ -24,8 +24,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from medreason.config import DOLLAR, ConfigError, TrainConfig, typed
-from medreason.disk import whole_file
+from medreason.config import DOLLAR, Checkpoint, ConfigError, TrainConfig, typed
+from medreason.disk import digest_of, whole_file
 from medreason.outside import drawn, pyplot
 from medreason.overrides import literal
 from medreason.storage import hidden
@@ -57,6 +57,28 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+ADAPTER, LAST_ADAPTER = "adapter", "adapter_last"
+
+
+def adapter_of(run: Path, checkpoint: Checkpoint | None) -> Path:
+    """The folder of a run's adapter: of its best step, or of its last one.
+
+    Raises ConfigError where the best is asked for and the run, of an earlier release, kept the last alone.
+    """
+    if checkpoint is Checkpoint.last and (run / LAST_ADAPTER).is_dir():
+        return run / LAST_ADAPTER
+    results = read_json(run / "run.json").get("results")
+    if checkpoint is Checkpoint.best and not (isinstance(results, dict) and "adapter_step" in results):
+        raise ConfigError(f"checkpoint=best: {run / ADAPTER} is not known to be the best step's; leave it out")
+    return run / ADAPTER
+
+
+def weights_digest(adapter: Path) -> str:
+    """What changes when an adapter's weights do; empty where it has none."""
+    weights = adapter / "adapter_model.safetensors"
+    return digest_of(weights) if weights.is_file() else ""
 
 
 def run_config(run: Path) -> TrainConfig:

@@ -39,6 +39,7 @@ class SampleAnswers(Callback):
     def __init__(self, config: TrainConfig, tokenizer: Any, examples: Sequence[Example], path: Path, *, resumed: bool):
         self.config, self.tokenizer, self.path = config, tokenizer, path
         self.samples: list[Sample] = earlier_samples(path, examples) if resumed else [asdict(one) for one in examples]
+        self.known: dict[int, list[Written]] = {}  # what was written at validations of this process, by step
         self.began: float | None = None
         self.spent = self.last = 0.0  # seconds
 
@@ -58,17 +59,19 @@ class SampleAnswers(Callback):
         written = self.answer(pl_module.model, f"at step {step}")
         for sample, each in zip(self.samples, written, strict=True):
             sample.setdefault("during", {})[str(step)] = each.text
+        self.known[step] = written
         self.spent += self.last
         self.save()
         for name, value in self.scores(written).items():
             pl_module.log(f"val/{name}", value)
         pl_module.log("val/time_share", self.time_share)
 
-    def ask(self, model: Any, when: str) -> dict[str, float]:
-        """Answers the samples `before` or `after` training; their scores."""
+    def ask(self, model: Any, when: str, step: int = 0) -> dict[str, float]:
+        """Answers the samples `before` or `after` training, with the weights of an optimizer step; their scores."""
         if not self.samples:
             return {}
-        written = self.answer(model, f"{when} training")
+        # what the same weights wrote at a validation is not written again
+        written = self.known.get(step) or self.answer(model, f"{when} training")
         for sample, each in zip(self.samples, written, strict=True):
             sample[when] = each.text
         self.save()

@@ -17,12 +17,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medreason.command import command, root
-from medreason.config import ConfigError, Engine, ExportFormat, Quantization, RunFailed, ServeConfig
+from medreason.config import Checkpoint, ConfigError, Engine, ExportFormat, Quantization, RunFailed, ServeConfig
 from medreason.export import check_base, read_run, write_export
 from medreason.own_process import carry_out, describe_exit
 from medreason.preflight import check_installed, check_port, check_safetensors
 from medreason.progress import quieten, say
-from medreason.run_directory import read_json
+from medreason.run_directory import adapter_of, read_json, weights_digest
 from medreason.sweep_results import read_mapping
 
 MAX_REQUESTS = {Engine.transformers: 64, Engine.vllm: 256}  # at work and waiting; at work
@@ -31,10 +31,13 @@ MAX_REQUESTS = {Engine.transformers: 64, Engine.vllm: 256}  # at work and waitin
 def serve(config: ServeConfig) -> None:
     check_engine(config.engine)
     check_port(config.host, config.port)
-    if config.run and not merged(Path(config.run)).is_dir():
-        make_export(Path(config.run))
+    exported = merged(Path(config.run or ""), config.checkpoint)
+    if config.run and not exported.is_dir():
+        make_export(Path(config.run), config.checkpoint)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    folder = Path(config.weights) if config.weights else merged(Path(config.run or ""))
+    if config.run:
+        check_current(exported, adapter_of(Path(config.run), config.checkpoint))
+    folder = Path(config.weights) if config.weights else exported
     template = read_template(folder)
     folder = folder.resolve()
     address = f"http://{config.host}:{config.port}/v1"
@@ -100,15 +103,25 @@ def check_engine(engine: Engine) -> None:
         )
 
 
-def merged(run: Path) -> Path:
-    return run / "export_merged"
+def merged(run: Path, checkpoint: Checkpoint | None = None) -> Path:
+    """The export that is served of a run: of its best step, or of its last one."""
+    return run / ("export_merged_last" if checkpoint is Checkpoint.last else "export_merged")
 
 
-def make_export(run: Path) -> None:
-    """Makes RUN/export_merged. Raises ConfigError or RunFailed where it cannot be."""
-    folder = merged(run)
+def check_current(exported: Path, adapter: Path) -> None:
+    """Raises ConfigError for an export of other weights than a run's adapter has by now."""
+    made_of = read_json(exported / "parity.json").get("adapter")  # earlier releases did not say
+    if made_of is not None and adapter.is_dir() and made_of != weights_digest(adapter):
+        raise ConfigError(
+            f"{exported} is of weights from before {adapter} was trained further; remove it: it is made anew"
+        )
+
+
+def make_export(run: Path, checkpoint: Checkpoint | None) -> None:
+    """Makes the export that is served of a run. Raises ConfigError or RunFailed where it cannot be."""
+    folder = merged(run, checkpoint)
     try:
-        found = read_run(run)
+        found = read_run(run, checkpoint)
         check_base(found.model)
     except ConfigError as error:
         raise ConfigError(f"run={run}: {error}") from error

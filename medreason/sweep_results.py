@@ -27,7 +27,7 @@ class Trial:
     state: str  # finished, pruned, failed, interrupted, running, unknown
     reason: str  # why it ended so; empty where it finished
     died: list[str]  # interruptions that it survived
-    value: float | None  # monitored metric: a finished trial's final one, any other's last one
+    value: float | None  # monitored metric: a finished trial's best one, whose adapter it keeps; any other's last one
     settings: dict[str, Setting]  # swept, as the run took them: lora.alpha 32
     searched: dict[str, Setting]  # swept, as the search chose them: lora.alpha 2r
     overrides: list[str]  # of medreason.train, to repeat it; empty where nothing tells

@@ -3,10 +3,13 @@
 What is cheap and can fail comes first: configuration, hardware, rows. Then Unsloth's import, tokens, the model.
 """
 
+import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +24,10 @@ from medreason.outside import literal, one_line
 from medreason.overrides import command_line, override
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run, check_steps, lightning_precision
-from medreason.progress import describe_corpus, describe_data, first_process, quieten, say
+from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
 from medreason.run_directory import (
+    ADAPTER,
+    LAST_ADAPTER,
     check_resumed,
     checkpoint_position,
     checkpoint_step,
@@ -39,6 +44,7 @@ from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, lo
 if TYPE_CHECKING:
     from medreason.corpus import Split
     from medreason.datamodule import MedicalReasoningData
+    from medreason.finetuner import Finetuner
     from medreason.memory import Need
 
 
@@ -245,7 +251,15 @@ def fit(
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    from medreason.callbacks import StepBar, StepMetrics, WholeCheckpoints, checkpoints, peak_memory_gib
+    from medreason.callbacks import (
+        BestCheckpoint,
+        Patience,
+        StepBar,
+        StepMetrics,
+        WholeCheckpoints,
+        checkpoints,
+        peak_memory_gib,
+    )
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.run_directory import draw_curves, metrics_logger
     from medreason.sample_answers import SampleAnswers
@@ -263,6 +277,15 @@ def fit(
     asked = data.split.examples(data.split.validation[: config.trainer.answer_questions])
     samples = SampleAnswers(config, tokenizer, asked, run / "samples.json", resumed=resumed is not None)
     metrics = StepMetrics(model)
+    kept = checkpoints(
+        run / "checkpoints",
+        monitor=config.monitor,
+        validate_every_steps=config.trainer.validate_every_steps,
+        every_steps=config.trainer.checkpoint_every_steps,
+        total_steps=total_steps,
+    )
+    keeper = next(one for one in kept if isinstance(one, BestCheckpoint))
+    patience = Patience(config.monitor, config.trainer.patience, total_steps)
     trainer = L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=processes,
@@ -282,14 +305,9 @@ def fit(
             metrics,
             StepBar(metrics),
             samples,
+            patience,
             *reports(run, config.monitor),
-            *checkpoints(
-                run / "checkpoints",
-                monitor=config.monitor,
-                validate_every_steps=config.trainer.validate_every_steps,
-                every_steps=config.trainer.checkpoint_every_steps,
-                total_steps=total_steps,
-            ),
+            *kept,
         ],
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -316,23 +334,73 @@ def fit(
             f"{trainer.global_step} optimizer steps changed nothing, the adapter is still zero; raise optim.lr, or "
             "give gradients more room (trainer.precision=auto)"
         )
-    if first_process():
-        with whole_folder(run / "adapter") as draft:
-            model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
-    monitored: Any = trainer.callback_metrics.get(config.monitor)
-    measured: Any = trainer.callback_metrics.get("val/loss")
-    if finetuner.validated_step != trainer.global_step:  # the last step was none to validate at, or no step was made
-        measured = trainer.validate(finetuner, data, verbose=False)[0]["val/loss"]
-    results["val_loss_after"] = float(measured)
-    results["monitored"] = float(measured if config.monitor == "val/loss" else monitored)
+    record["ended_early"] = patience.reason
+    if finetuner.validated_step != trainer.global_step:  # no step was made: it was resumed at its end
+        trainer.validate(finetuner, data, verbose=False)
+    measured = finetuner.validated_loss
+    monitored: Any = trainer.callback_metrics.get(config.monitor, math.nan)
+    last = Kept(trainer.global_step, measured if config.monitor == "val/loss" else float(monitored), measured)
+    trainer.strategy.barrier()  # the first process has written the best checkpoint to its end
+    best = hand_out(run, finetuner, tokenizer, keeper.best(), last)
+    say(describe_kept(best, last, config.monitor))
+    if trainer.global_step and not taught(model):
+        say(f"its weights are still zero: training has only raised the {spoken(config.monitor)}; lower optim.lr")
+    results |= {"adapter_step": best.step, "val_loss_after": best.val_loss, "val_loss_last": last.val_loss}
+    results |= {"monitored": best.monitored, "monitored_last": last.monitored}
     results["answer_time_share"] = round(samples.time_share, 4)
-    results |= {f"{name}_after": value for name, value in samples.ask(model, "after").items()}
+    results |= {f"{name}_after": value for name, value in samples.ask(model, "after", best.step).items()}
     if not first_process():
         return
     samples.save()
     log_samples(samples.samples, config.data.format)
     draw_curves(run)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An optimizer step whose adapter is kept."""
+
+    step: int
+    monitored: float  # the metric that picks the best
+    val_loss: float
+
+
+def hand_out(run: Path, finetuner: "Finetuner", tokenizer: Any, best: dict[str, Any] | None, last: Kept) -> Kept:
+    """Gives the model the weights of the best checkpoint, and leaves them in RUN/adapter; which step's they are.
+
+    Where they are not those of the last step, these stay in RUN/adapter_last.
+    """
+    from medreason.finetuner import take_weights
+
+    kept = last
+    if best is not None and best["global_step"] != last.step:
+        kept = Kept(best["global_step"], best["monitored"], best["val_loss"])
+        if first_process():
+            save_adapter(finetuner.model, tokenizer, run / LAST_ADAPTER)
+        take_weights(finetuner, best)
+    if first_process():
+        save_adapter(finetuner.model, tokenizer, run / ADAPTER)
+        if kept is last:
+            shutil.rmtree(run / LAST_ADAPTER, ignore_errors=True)  # left by this run when it was shorter
+    return kept
+
+
+def describe_kept(best: Kept, last: Kept, monitor: str) -> str:
+    """A line on which step's weights a run hands out, and why."""
+    metric = spoken(monitor)
+    if best.step == last.step:
+        return f"adapter: step {last.step}, the last, with the lowest {metric}, {last.monitored:.3f}"
+    return (
+        f"adapter: step {best.step} of {last.step}, the lowest {metric}, {best.monitored:.3f}; the last, step "
+        f"{last.step}, has {last.monitored:.3f} ({LAST_ADAPTER}, checkpoint=last)"
+    )
+
+
+def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes LoRA in PEFT's format, and the tokenizer: all of it, or nothing."""
+    with whole_folder(folder) as draft:
+        model.save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
 
 
 def several_gpus() -> Any:

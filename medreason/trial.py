@@ -59,7 +59,9 @@ class TrialReport(Callback):
         stop = False
         if trainer.is_global_zero and value is not None and math.isfinite(value):
             self.trial.report(float(value), trainer.global_step)
-            # a trial that has made all its steps has its result: nothing is saved by throwing it away
-            stop = trainer.global_step < pl_module.total_steps and self.trial.should_prune()
+            # a trial that has made all its steps, or is at the end of its patience, has its result: nothing is saved
+            # by throwing it away
+            over = trainer.should_stop or trainer.global_step >= pl_module.total_steps
+            stop = not over and self.trial.should_prune()
         if trainer.strategy.broadcast(stop):
             raise Pruned

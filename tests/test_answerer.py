@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, run_command
+from conftest import TINY, composed, run_command
 from medreason.answerer import find_answerer
-from medreason.config import ConfigError, Format, Precision
+from medreason.config import Checkpoint, ConfigError, Format, Precision
 from medreason.json_lines import read_json_lines
 from medreason.model import local_path
+from medreason.train import save_config
 
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
@@ -23,11 +24,12 @@ def write_adapter(folder: Path, **changes: object) -> Path:
 
 def test_an_adapter_is_taken_with_its_own_settings(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter", use_rslora=True, revision="main")
-    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    template = "{% for message in messages %}[its own] {{ message['content'] }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
     found = find_answerer(str(folder), style=Format.seed)
     assert (found.adapter, found.run, found.folder) == (folder, None, folder)
     assert found.config.model.path == local_path(TINY) and found.config.model.revision == "main"
-    assert found.config.model.chat_template == "{{ messages[0].content }}" and found.config.data.format is Format.seed
+    assert found.config.model.chat_template == template and found.config.data.format is Format.seed
     lora = found.config.lora
     assert (lora.r, lora.alpha, lora.target_modules, lora.rslora) == (4, 8, ["q_proj", "v_proj"], True)
     assert find_answerer(str(folder), base=True).adapter is None
@@ -55,6 +57,25 @@ def test_an_adapter_of_another_kind_is_refused(tmp_path: Path, changes: dict[str
     folder = write_adapter(tmp_path / "adapter", **changes)
     with pytest.raises(ConfigError, match=said):
         find_answerer(str(folder))
+
+
+def test_a_runs_two_adapters_are_taken_by_name_and_the_best_is_the_usual_one(tmp_path: Path) -> None:
+    save_config(composed("model=tiny", "trainer=cpu"), tmp_path)
+    best = write_adapter(tmp_path / "adapter")
+
+    def taken(checkpoint: Checkpoint | None) -> Path | None:
+        return find_answerer(str(tmp_path), checkpoint=checkpoint).adapter
+
+    with pytest.raises(
+        ConfigError, match=r"checkpoint=best: .*adapter is not known to be the best step's; leave it out"
+    ):
+        taken(Checkpoint.best)  # of an earlier release
+    (tmp_path / "run.json").write_text(json.dumps({"results": {"adapter_step": 4}}))
+    assert taken(None) == taken(Checkpoint.best) == taken(Checkpoint.last) == best, "the last step is the best"
+    last = write_adapter(tmp_path / "adapter_last")
+    assert (taken(None), taken(Checkpoint.best), taken(Checkpoint.last)) == (best, best, last)
+    with pytest.raises(ConfigError, match="no run directory, so checkpoint=last means nothing"):
+        find_answerer(str(best), checkpoint=Checkpoint.last)
 
 
 def test_what_is_nowhere_and_an_unknown_embedded_model_are_refused(

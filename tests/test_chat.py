@@ -19,7 +19,7 @@ from medreason.stream import AnswerStream
 
 
 def settings(run: Path, **changes: Any) -> ChatConfig:
-    given = {"base": False, "precision": None, "page": False, "host": "127.0.0.1", "port": 7860}
+    given = {"base": False, "checkpoint": None, "precision": None, "page": False, "host": "127.0.0.1", "port": 7860}
     return ChatConfig(**{"run": str(run), **given, "max_new_tokens": 80, "temperature": 0.0, **changes})
 
 

@@ -32,7 +32,7 @@ QUICK = ("questions=4", "max_new_tokens=8")
 
 
 def asked(run: Path, kind: ExportFormat, output: Path, quantization: Quantization | None = None) -> ExportConfig:
-    return ExportConfig(str(run), kind, quantization, str(output), questions=4, max_new_tokens=8)
+    return ExportConfig(str(run), kind, quantization, str(output), questions=4, max_new_tokens=8, checkpoint=None)
 
 
 @pytest.fixture(scope="module")

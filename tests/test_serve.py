@@ -147,7 +147,7 @@ def test_ctrl_c_ends_the_server_and_leaves_no_process(server: tuple[subprocess.P
 
 def config(**changes: Any) -> ServeConfig:
     given = {"run": "runs/one", "weights": None, "engine": Engine.transformers, "host": "127.0.0.1", "port": 8000}
-    return ServeConfig(**{**given, "max_requests": None, **changes})
+    return ServeConfig(**{**given, "checkpoint": None, "max_requests": None, **changes})
 
 
 def test_vllm_reads_think_tags_and_leaves_other_marks_in_the_answer(tokenizer: Any) -> None:

@@ -13,11 +13,12 @@ import torch
 from lightning.pytorch.loggers.logger import Logger
 from torch import nn
 
-from medreason.callbacks import StepMetrics, checkpoints
+from medreason.callbacks import BestCheckpoint, Patience, StepMetrics, checkpoints
 from medreason.config import Algorithm, Decay, OptimConfig
 from medreason.datamodule import PackedLoader
 from medreason.documents import Document
 from medreason.finetuner import Finetuner
+from medreason.train import Kept, describe_kept, hand_out
 
 OPTIM = OptimConfig(Algorithm.adamw, 0.05, 1.0, [0.9, 0.999], 1e-8, 0.0, 1, Decay.linear, 1.0)
 TOKENS, WIDTH = 24, 8
@@ -66,13 +67,15 @@ class Run:
 
     def __init__(
         self, folder: Path, batches: int, accumulate: int, *, epochs: int = 2, max_steps: int = -1,
-        validate: int = 2, save: int = 1, decay: Decay = Decay.linear, resume: Path | None = None,
+        validate: int = 2, save: int = 1, decay: Decay = Decay.linear, patience: int | None = None,
+        resume: Path | None = None,
     ) -> None:  # fmt: skip
         def loader(rows: int, seed: int | None, accumulate: int) -> PackedLoader:
             random = np.random.default_rng(rows)
             documents = [Document(random.integers(1, TOKENS, 9, np.int32), 2) for _ in range(rows)]
             return PackedLoader(documents, 9, pad_token=0, seed=seed, accumulate=accumulate)
 
+        self.folder = folder
         total = epochs * -(-batches // accumulate)
         total = total if max_steps == -1 else min(total, max_steps)
         self.model, self.logger, self.kept = Toy(), Numbers(), folder / "kept"
@@ -81,10 +84,11 @@ class Run:
         given = checkpoints(
             folder, monitor="val/loss", validate_every_steps=validate, every_steps=save, total_steps=total
         )
+        self.patience = Patience("val/loss", patience, total)
         trainer = L.Trainer(
             accelerator="cpu", max_epochs=epochs, max_steps=max_steps, accumulate_grad_batches=accumulate,
             val_check_interval=1, check_val_every_n_epoch=None, num_sanity_val_steps=0, log_every_n_steps=0,
-            logger=self.logger, callbacks=[StepMetrics(self.model), *given], enable_progress_bar=False,
+            logger=self.logger, callbacks=[StepMetrics(self.model), self.patience, *given], enable_progress_bar=False,
             enable_model_summary=False,
         )  # fmt: skip
         write = trainer.save_checkpoint
@@ -94,9 +98,10 @@ class Run:
             shutil.copy(path, self.kept / f"{trainer.global_step:02}_{Path(path).name}")
 
         trainer.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
-        finetuner = Finetuner(self.model, replace(OPTIM, decay=decay), total)
+        self.finetuner = Finetuner(self.model, replace(OPTIM, decay=decay), total)
+        self.keeper = next(one for one in given if isinstance(one, BestCheckpoint))
         loaders = loader(batches, 3, accumulate), loader(4, None, 1)
-        trainer.fit(finetuner, *loaders, ckpt_path=resume, weights_only=True)
+        trainer.fit(self.finetuner, *loaders, ckpt_path=resume, weights_only=True)
         self.total, self.steps = total, trainer.global_step
 
     def from_step(self, step: int) -> dict[tuple[str, int], float]:
@@ -180,3 +185,101 @@ def test_a_best_checkpoint_that_is_gone_is_no_reason_not_to_go_on(tmp_path: Path
     (tmp_path / "first" / "best.ckpt").unlink()
     Run(tmp_path / "second", 9, 2, resume=first.kept / "04_last.ckpt")
     assert torch.load(tmp_path / "second" / "best.ckpt", weights_only=True)["global_step"] > 4
+
+
+GROWS = {"decay": Decay.constant, "validate": 1, "epochs": 4}  # its held-out loss, after a few steps
+
+
+def held_out(run: Run) -> list[float]:
+    """Losses of the validations, one a step."""
+    return [value for (name, _), value in run.logger.found.items() if name == "val/loss"]
+
+
+@pytest.fixture(scope="module")
+def overfitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = Run(tmp_path_factory.mktemp("overfitted") / "run", 9, 2, **GROWS)
+    best = 1 + held_out(run).index(min(held_out(run)))
+    assert 1 < best < run.total - 4, "a best step at an end would prove nothing"
+    return run
+
+
+def test_patience_ends_training_so_many_validations_after_the_best_one(overfitted: Run, tmp_path: Path) -> None:
+    losses = held_out(overfitted)
+    best = 1 + losses.index(min(losses))
+    run = Run(tmp_path / "run", 9, 2, patience=3, **GROWS)
+    assert run.steps == best + 3
+    assert held_out(run) == losses[: run.steps]
+    assert run.patience.reason == "trainer.patience=3: the last 3 validations brought no lower held-out loss"
+    last = torch.load(run.folder / "last.ckpt", weights_only=True)
+    assert last["global_step"] == run.steps and overfitted.patience.reason is None
+    for checkpoint in sorted(run.kept.iterdir()):
+        resumed = Run(tmp_path / checkpoint.stem, 9, 2, patience=3, resume=checkpoint, **GROWS)
+        assert resumed.steps == run.steps and resumed.patience.reason == run.patience.reason, checkpoint.name
+        assert all(map(torch.equal, resumed.weights(), run.weights())), checkpoint.name
+
+
+def test_a_run_at_the_end_of_its_patience_goes_on_with_more_as_if_it_had_never_stopped(
+    overfitted: Run, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", 9, 2, patience=3, **GROWS)
+    more = Run(tmp_path / "more", 9, 2, patience=5, resume=run.folder / "last.ckpt", **GROWS)
+    assert more.steps == run.steps + 2
+    endless = Run(tmp_path / "endless", 9, 2, resume=run.folder / "last.ckpt", **GROWS)
+    assert all(map(torch.equal, endless.weights(), overfitted.weights()))
+
+
+def test_patience_that_ends_with_the_run_is_no_early_end(overfitted: Run, tmp_path: Path) -> None:
+    losses = held_out(overfitted)
+    rest = overfitted.total - 1 - losses.index(min(losses))
+    run = Run(tmp_path / "run", 9, 2, patience=rest, **GROWS)
+    assert (run.steps, run.patience.reason) == (overfitted.total, None)
+
+
+class Files:
+    """A tokenizer, as far as a run's adapter needs one."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        (folder / "tokenizer.json").touch()
+
+
+def weights(folder: Path) -> torch.Tensor:
+    return torch.load(folder / "weights.pt", weights_only=True)["head.weight"]
+
+
+def test_the_adapter_is_that_of_the_best_step_and_the_last_stays_beside_it(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run", 9, 2, **GROWS)
+    run.model.save_pretrained = lambda folder: torch.save(run.model.state_dict(), folder / "weights.pt")  # type: ignore
+    losses, last = held_out(run), run.model.head.weight.clone()
+    end = Kept(run.total, losses[-1], losses[-1])
+    best = hand_out(tmp_path, run.finetuner, Files(), run.keeper.best(), end)
+    assert best.step == 1 + losses.index(min(losses)) and best.monitored == best.val_loss == min(losses)
+    saved = torch.load(run.folder / "best.ckpt", weights_only=True)["state_dict"]["model.head.weight"]
+    assert torch.equal(weights(tmp_path / "adapter"), saved) and torch.equal(run.model.head.weight, saved)
+    assert torch.equal(weights(tmp_path / "adapter_last"), last) and not torch.equal(last, saved)
+    told = describe_kept(best, end, "val/loss")
+    assert told.startswith(
+        f"adapter: step {best.step} of {run.total}, the lowest held-out loss, {min(losses):.3f}; the"
+    )
+    # trained further until the last is the best: no other is left
+    assert hand_out(tmp_path, run.finetuner, Files(), run.keeper.best(), replace(best)).step == best.step
+    assert not (tmp_path / "adapter_last").exists() and (tmp_path / "adapter" / "tokenizer.json").is_file()
+
+
+def test_a_best_checkpoint_of_a_lost_future_is_not_taken_for_that_of_the_past(overfitted: Run, tmp_path: Path) -> None:
+    """Killed between two checkpoints: best.ckpt is from after last.ckpt. Other settings may never come there again."""
+    losses = held_out(overfitted)
+    best = 1 + losses.index(min(losses))
+    folder = tmp_path / "run"
+    first = Run(folder, 9, 2, max_steps=best, **GROWS)
+    early = first.kept / f"{best - 1:02}_last.ckpt"
+    again = Run(tmp_path / "other", 9, 2, max_steps=best - 1, resume=early, **GROWS)
+    assert again.keeper.best() is None, "its only validation is behind it, and best.ckpt is of another step"
+
+
+def test_a_run_that_was_moved_knows_its_best_checkpoint(overfitted: Run, tmp_path: Path) -> None:
+    first = Run(tmp_path / "first", 9, 2, **GROWS)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "kept")
+    moved = Run(tmp_path / "moved", 9, 2, resume=tmp_path / "moved" / "last.ckpt", **GROWS)
+    kept = moved.keeper.best()
+    assert kept is not None and kept["monitored"] == min(held_out(first))

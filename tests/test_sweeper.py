@@ -113,7 +113,7 @@ def test_a_checkpoint_of_a_step_with_a_validation_knows_its_result(disturbed: Pa
     saved = torch.load(disturbed / str(good["number"]) / "checkpoints" / "last.ckpt", weights_only=True)
     (best,) = (state for name, state in saved["callbacks"].items() if name.startswith("ModelCheckpoint"))
     assert saved["global_step"] == 40
-    assert float(best["current_score"]) == pytest.approx(good["value"])
+    assert float(best["best_model_score"]) == pytest.approx(good["value"])
 
 
 def test_the_command_that_is_kept_repeats_a_trial_to_the_last_bit(disturbed: Path, tmp_path: Path) -> None:
