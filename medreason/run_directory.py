@@ -5,6 +5,7 @@ data.json       rejects, duplicates, contamination by row
 run.json        command, commit, versions, data, results      adapter/      LoRA in PEFT's format, tokenizer
 metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
 samples.json    held-out questions, as answered over time     .hydra/       Hydra's own record
+train.log       everything that was said, by packages too
 """
 
 import contextlib
