@@ -193,8 +193,10 @@ def refuse(name: str, error: Exception, schema: type) -> NoReturn:
 
 
 def discard(run: Path) -> None:
-    """Removes a run directory in which nothing but Hydra's own record stands yet."""
-    if [entry.name for entry in run.iterdir()] == [".hydra"]:
+    """Removes a run directory in which nothing but Hydra's own record, and a log of the mistake, stand yet."""
+    entries = {entry.name for entry in run.iterdir()}
+    if ".hydra" in entries and entries <= {".hydra", "train.log"}:
+        (run / "train.log").unlink(missing_ok=True)
         shutil.rmtree(run / ".hydra")
         run.rmdir()
 

@@ -35,7 +35,9 @@ from medreason.gguf_export import check_end, check_weights, find_tools, write_gg
 from medreason.outside import literal
 from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 from medreason.progress import say
+from medreason.progress_line import AnswersLine
 from medreason.run_directory import adapter_of, tokens_trained, weights_digest, write_json
+from medreason.run_log import kept_log
 from medreason.sweep_results import look_up, read_mapping
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ def export(config: ExportConfig) -> None:
     try:
         run = read_run(Path(config.run), config.checkpoint)
         check_base(run.model)
-        write_export(run, kind, quantization, output, questions=config.questions, max_new_tokens=config.max_new_tokens)
+        asked = {"questions": config.questions, "max_new_tokens": config.max_new_tokens}
+        with kept_log(run.folder / "export.log"):
+            write_export(run, kind, quantization, output, **asked)
     except (ConfigError, RunFailed, OSError) as error:
         if disk_full(error):
             raise
@@ -194,14 +198,10 @@ def write_checked(
     layers = adapted_layers(adapted)
 
     def ask(model: Any, what: str, tokens: int) -> Any:
-        return observe(
-            model,
-            tokenizer,
-            prompts,
-            layers,
-            max_new_tokens=tokens,
-            progress=lambda done, total: say(f"{what}: {done} of {total} questions"),
-        )
+        line = AnswersLine(what, len(prompts), len(prompts) * tokens)
+        found = observe(model, tokenizer, prompts, layers, max_new_tokens=tokens, line=line)
+        line.end(stands=True)
+        return found
 
     reference = ask(adapted, "adapter on base", max_new_tokens)
     with adapted.disable_adapter():

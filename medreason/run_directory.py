@@ -5,6 +5,7 @@ data.json       rejects, duplicates, contamination by row     adapter/      LoRA
 run.json        command, commit, versions, data, results      adapter_last/ the same of the last step, if it is another
 metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
 samples.json    held-out questions, as answered over time     .hydra/       Hydra's own record
+train.log       everything that was said, by packages too
 """
 
 import contextlib

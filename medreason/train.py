@@ -6,6 +6,7 @@ What is cheap and can fail comes first: configuration, hardware, rows. Then Unsl
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -38,6 +39,7 @@ from medreason.run_directory import (
     write_json,
     write_settings,
 )
+from medreason.run_log import child_output, logged, told_traceback
 from medreason.sweep_results import finite, mapping
 from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
 
@@ -48,8 +50,11 @@ if TYPE_CHECKING:
     from medreason.memory import Need
 
 
+@logged("train.log")
 def train(config: TrainConfig) -> None:
     run = Path(HydraConfig.get().runtime.output_dir)
+    if child_output() is not None and not one_of_several():  # somebody may be looking
+        say(f"log: {nearby(run)}/train.log")
     check_run(config)
     if config.logger.kind is LoggerKind.wandb:
         check_wandb(config.logger)
@@ -79,7 +84,7 @@ def prepared(
     check_lora(config.model, config.lora)
     tokenizer = load_tokenizer(config.model)
     data = prepare(config, split, tokenizer, say)
-    say(describe_data(split.corpus.source, data.report()))
+    say(describe_data(data.report()))
     trainer, loader = config.trainer, data.loaders["train"]
     if resumed is not None:
         try:
@@ -100,10 +105,14 @@ def train_on_several(config: TrainConfig, run: Path) -> None:
     start = {"status": "starting", "swept": swept_settings(), "overrides": repeatable(overrides)}
     write_json(run / "run.json", start)
     say(f"starting {config.trainer.devices} processes")
+    log = run / "train.log"
+    behind = log.stat().st_size if log.is_file() else 0
     code = carry_out(run_command(overrides, run, config.trainer.devices))
     status = str(read_json(run / "run.json").get("status"))
     if code == 0:
         return
+    if not status.startswith(("failed: RunFailed", "failed: ConfigError")):
+        print(*told_traceback(log, behind), sep="\n", file=sys.stderr)  # their errors go into the log
     if status == "interrupted":
         raise SystemExit(INTERRUPTED)
     raise RunFailed(status.removeprefix("failed: ") if status.startswith("failed") else describe_exit(code))
@@ -254,7 +263,7 @@ def fit(
     from medreason.callbacks import (
         BestCheckpoint,
         Patience,
-        StepBar,
+        StepLine,
         StepMetrics,
         WholeCheckpoints,
         checkpoints,
@@ -303,13 +312,14 @@ def fit(
         logger=loggers,
         callbacks=[
             metrics,
-            StepBar(metrics),
+            StepLine(metrics, total_steps),
             samples,
             patience,
             *reports(run, config.monitor),
             *kept,
         ],
         enable_model_summary=False,
+        enable_progress_bar=False,
         use_distributed_sampler=False,
         default_root_dir=run,
     )
@@ -427,8 +437,13 @@ def save_config(config: TrainConfig, run: Path) -> None:
     write_settings(config, run / "config.yaml")
 
 
+def nearby(run: Path) -> str:
+    """A folder's path as short as it can be given from here."""
+    return os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run)
+
+
 def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
-    """The end of a run, to look at: two answers before and after, numbers, where everything lies."""
+    """The end of a run, to look at: two answers before and after, cut to a line, numbers, where everything lies."""
     import json
 
     from rich.console import Console
@@ -439,16 +454,17 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
     for sample in samples[:2]:
-        console.print("\n[bold]Question[/] ", literal(sample["question"]), soft_wrap=True)
-        console.print("[bold]Expected[/] ", literal(sample["answer"]), soft_wrap=True)
+        console.print()
+        lines = [("Question", sample["question"], ""), ("Expected", sample["answer"], "")]
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when], style)
-                console.print(f"[bold cyan]{when:8}[/]  reasoning: ", end="")
-                console.print(literal(parsed.reasoning or "(none shown)", "dim"), soft_wrap=True)
-                console.print("          answer:    ", end="")
-                console.print(literal(parsed.answer or "(none)"), soft_wrap=True)
-    table = Table("", "before", "after")
+                lines.append((when, parsed.answer or "(no answer)", parsed.reasoning or "none"))
+        for label, text, reasoning in lines:
+            shown = literal(f"{label:8}  ", "bold") + literal(" ".join(text.split()))
+            shown += literal("  reasoning: " + " ".join(reasoning.split()), "dim") if reasoning else literal("")
+            console.print(shown, no_wrap=True, overflow="ellipsis")
+    table = Table("", "before", "after", box=None, pad_edge=False)
     measured = (
         ("held-out loss", "val_loss", "{:.3f}"),
         ("held-out exact match", "accuracy", "{:.1%}"),
@@ -463,7 +479,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
             table.add_row(label, *cells)
     console.print()
     console.print(table)
-    print(one_line(f"{results['steps']} optimizer steps; curves: {run / 'curves.png'}; everything: {run}"))
+    print(one_line(f"{results['steps']} optimizer steps, curves.png and all: {nearby(run)}"))
 
 
 def main() -> None:
