@@ -13,6 +13,7 @@ from medreason.command import composed
 from medreason.config import ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
 from medreason.hub import NotAllowed, hub_name
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
+from medreason.prompts import FORMATS
 from medreason.run_directory import read_json, run_config
 
 # settings of LoRA that are always these here
@@ -46,6 +47,9 @@ def find_answerer(
         found.config.model = replace(found.config.model, precision=precision)
     if style is not None:
         found.config.data = replace(found.config.data, format=style)
+    if found.config.model.chat_template and FORMATS[found.config.data.format].prompt is None:
+        own = found.folder / "chat_template.jinja"  # an adapter's
+        check_chat_template(found.config.model.chat_template, str(own) if own.is_file() else "model.chat_template")
     try:
         check_model_path(found.config.model)
         settle_hub(found.config.model, found.config.data)
@@ -98,13 +102,11 @@ def of_adapter(folder: Path, base: bool) -> Answerer:
 
 
 def read_template(file: Path) -> str:
-    """An adapter's chat template. Raises ConfigError for one that cannot be read, or fails."""
+    """An adapter's chat template. Raises ConfigError for one that cannot be read."""
     try:
-        template = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as UTF-8 ({type(error).__name__})") from error
-    check_chat_template(template, str(file))
-    return template
 
 
 def of_model(given: str) -> Answerer:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medreason.answerer import Answerer, find_answerer
+from medreason.clinical_cases import KINDS
 from medreason.command import command
 from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
 from medreason.corpus import Split, read_split
@@ -23,7 +24,7 @@ from medreason.outside import one_line
 from medreason.preflight import check_installed, check_precision, check_server
 from medreason.progress import quieten, say
 from medreason.run_directory import provenance, read_json, write_json
-from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training
+from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
 from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
 from medreason.tasks import Kind, Question, Task, presented, read_task
@@ -56,7 +57,10 @@ def evaluate(config: EvaluateConfig) -> None:
         split = read_split(trained.data, say)
     else:
         split = rows_if_there(trained)
-    found_tasks |= {name: run_task(name, split) for name in own}
+    taught = taught_kinds(trained.data)
+    found_tasks |= {name: run_task(name, split, taught) for name in own}
+    if "clinical_cases" in own and len(taught) < len(KINDS):
+        say(f"clinical_cases: of the kinds that the run was taught: {', '.join(taught)}")
     tasks = [chosen(found_tasks[name], config.limit, config.seed) for name in config.benchmarks]
     if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")

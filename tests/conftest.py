@@ -123,6 +123,7 @@ def taught_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path
     folder = tmp_path_factory.mktemp("taught")
     base = AutoModelForCausalLM.from_pretrained(local_path(TINY), dtype="auto")
     base.lm_head.weight.data *= 20  # else no hidden state could be sure of a token
+    base = base.to(torch.bfloat16).float()  # the same weights on a CPU that holds 16 bits in bfloat16 as on another
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     settings = [f"model.path={folder}/base", "data.row_tokens=256", "lora.r=16", "lora.alpha=32"]

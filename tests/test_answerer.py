@@ -23,11 +23,11 @@ def write_adapter(folder: Path, **changes: object) -> Path:
 
 def test_an_adapter_is_taken_with_its_own_settings(tmp_path: Path) -> None:
     folder = write_adapter(tmp_path / "adapter", use_rslora=True, revision="main")
-    (folder / "chat_template.jinja").write_text("its own")
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
     found = find_answerer(str(folder), style=Format.seed)
     assert (found.adapter, found.run, found.folder) == (folder, None, folder)
     assert found.config.model.path == local_path(TINY) and found.config.model.revision == "main"
-    assert found.config.model.chat_template == "its own" and found.config.data.format is Format.seed
+    assert found.config.model.chat_template == "{{ messages[0].content }}" and found.config.data.format is Format.seed
     lora = found.config.lora
     assert (lora.r, lora.alpha, lora.target_modules, lora.rslora) == (4, 8, ["q_proj", "v_proj"], True)
     assert find_answerer(str(folder), base=True).adapter is None
