@@ -11,6 +11,7 @@ from medreason import embedded
 from medreason.chat_template import check_chat_template
 from medreason.command import composed
 from medreason.config import Checkpoint, ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
+from medreason.hub import NotAllowed, hub_name
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
 from medreason.prompts import FORMATS
 from medreason.run_directory import adapter_of, read_json, run_config
@@ -66,7 +67,7 @@ def find_answerer(
         check_hub_model(found.config.model)
     except ConfigError as error:
         path = found.config.model.path
-        if found.run is not None or Path(path).is_dir():
+        if found.run is not None or Path(path).is_dir() or isinstance(error, NotAllowed):
             raise
         raise ConfigError(f"run={given}: the model {path} is neither here nor to be had from the hub") from error
     return found
@@ -127,10 +128,6 @@ def of_model(given: str) -> Answerer:
             f"run={given}: no run directory, adapter or model there; name the folder that medreason.train wrote"
         )
     return Answerer(alone(given), None, None, Path("runs") / re.split("[/:]", given.rstrip("/"))[-1])
-
-
-def hub_name(given: str) -> bool:
-    return not Path(given).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", given) is not None
 
 
 def alone(model: str) -> TrainConfig:

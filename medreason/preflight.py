@@ -12,6 +12,7 @@ from pathlib import Path
 from medreason import embedded
 from medreason.chat_template import check_chat_template
 from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, TrainConfig, TrainerConfig
+from medreason.hub import NotAllowed, check_readable
 from medreason.prompts import FORMATS
 from medreason.run_directory import read_json
 from medreason.sources import is_local
@@ -100,16 +101,18 @@ def hub_answers() -> bool:
 
 
 def check_hub_model(model: ModelConfig) -> None:
-    """Raises ConfigError where a hub model is neither in the cache nor on the hub."""
+    """Raises ConfigError where a hub model is neither in the cache nor on the hub, or the hub asks who wants it."""
     if not on_hub(model):
         return
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     try:
         if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
             return
-        HfApi().model_info(model.path, revision=model.revision, timeout=5)
-    except Exception as error:  # no network, no such model, no right to it: the way out is the same
+        check_readable(model.path, model.revision)
+    except NotAllowed:
+        raise
+    except Exception as error:  # no network, no such model: the way out is the same
         raise ConfigError(
             f"model.path={model.path}: neither a folder here nor to be had from the hub ({type(error).__name__}); "
             "name a local copy with model.path=DIR"
