@@ -87,6 +87,9 @@ class StepMetrics(Callback):
     base that is multiplied in 8 bits is told against the 8-bit peak, twice the 16-bit one, though attention and head
     run in 16.
 
+    The number beside what is logged says how many optimizer steps its weights had behind them: 0 for the loss of the
+    first step and for a validation before it, 1 for the loss of the second and for a validation after the first.
+
     Nothing waits for the GPU in mid-training, so that it always has the next step before it: a step is written when the
     one after it has been launched. All are written before a validation and before a checkpoint.
 
@@ -154,8 +157,10 @@ class StepMetrics(Callback):
         if done_at_once(pl_module.device):
             self.write_pending()
 
-    def on_validation_start(self, *_: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.write_pending()
+        # the number that Lightning writes a validation under; its own is one less, and counts steps that were skipped
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.before = None  # the time of a validation is not training's

@@ -256,12 +256,18 @@ def metrics_logger(run: Path, resumed: Path | None) -> Any:
     if resumed is not None:
         before = checkpoint_step(resumed)
         rows = read_cells(resumed.parent.parent / "metrics.csv")  # of which a full disk may have cut the last one
-        earlier = [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < before]
+        earlier = [row for row in rows if row.get("step", "").isdecimal() and is_behind(row, before)]
     logger = CSVLogger(run, name=None, version="", flush_logs_every_n_steps=1)
     logger.experiment.metrics_keys = list(COLUMNS)
     logger.experiment.metrics = earlier
     logger.save()
     return logger
+
+
+def is_behind(row: Mapping[str, str], steps: int) -> bool:
+    """Whether a row of metrics.csv was written by the time that a checkpoint with so many steps behind it was saved."""
+    # the checkpoint of a validated step is saved after its validation; a loss of this number is the next step's
+    return int(row["step"]) < steps or (int(row["step"]) == steps and "train/loss" not in row)
 
 
 def read_cells(path: Path) -> list[dict[str, str]]:
