@@ -260,7 +260,7 @@ class StepLine(Callback):
         parts += [f"held-out {self.held_out:.3f}"] if self.held_out is not None else []
         speed = latest.get("train/tokens_per_second")
         parts += [f"{speed:,.0f} tok/s"] if speed is not None else []
-        rate = [f"lr {short_number(str(latest['train/lr']))}"] if "train/lr" in latest else []
+        rate = [f"lr {short_number(format(latest['train/lr'], '.2g'))}"] if "train/lr" in latest else []
         self.line.tell([*parts, *last], rate, milestone=milestone)
 
 

@@ -124,7 +124,7 @@ def answer_and_score(
     if answerer.run is not None:
         log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
-    print(one_line(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png"))
+    print(one_line(f"every answer, scores.json and scores.png: {folder}"))
 
 
 def rows_if_there(trained: TrainConfig) -> Split | None:
@@ -223,12 +223,10 @@ def answer_all(
         questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
         mend_last_line(folder / f"{name}.jsonl")
         line = AnswersLine(name, len(questions), most and most * len(questions))
-        try:
-            for done, record in enumerate(answered(kind, questions, line.wrote), 1):
-                append_json_lines(folder / f"{name}.jsonl", [record])
-                line.tell(answered=done)
-        finally:
-            line.end(stands=True)
+        for done, record in enumerate(answered(kind, questions, line.wrote), 1):
+            append_json_lines(folder / f"{name}.jsonl", [record])
+            line.tell(answered=done)
+        line.end(stands=True)
 
 
 def import_engine(config: EvaluateConfig, trained: TrainConfig, batching: Batching) -> None:

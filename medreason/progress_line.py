@@ -65,6 +65,7 @@ class AnswersLine:
         self.what, self.questions, self.most_tokens = what, questions, most_tokens
         self.clock, self.began, self.line = clock, clock(), ProgressLine(clock)
         self.answered = self.tokens = 0
+        self.tell()
 
     def tell(self, *, answered: int | None = None, tokens: int | None = None) -> None:
         self.answered = self.answered if answered is None else answered

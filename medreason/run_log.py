@@ -27,6 +27,7 @@ from medreason.config import ConfigError, RunFailed
 from medreason.outside import visible
 from medreason.storage import hidden
 
+TRACEBACK = re.compile(r"(\[rank\d+\]: )?Traceback \(most recent call last\):")
 LAST_LINES = 10  # of the log, shown where a run crashes
 TRACEBACK_LINES = 40  # of a process that crashed, at most
 OWN, PYTHON = (str(Path(module).parent) + os.sep for module in (__file__, os.__file__))
@@ -340,11 +341,19 @@ def told_traceback(path: Path, start: int) -> list[str]:
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return []
-    first = next((number for number, line in enumerate(lines) if line.startswith("Traceback (most recent")), None)
-    if first is None:
+    found = next(((number, mark) for number, line in enumerate(lines) if (mark := TRACEBACK.match(line))), None)
+    if found is None:
         return []
-    end = next((n for n in range(first + 1, len(lines)) if not lines[n].startswith((" ", "\t"))), len(lines) - 1)
-    return [visible(line) for line in lines[first : end + 1]][-TRACEBACK_LINES:]
+    first, process = found[0], found[1][1] or ""  # torch marks every line with its process: `[rank0]: `
+    told = [lines[first]]
+    for line in lines[first + 1 :]:
+        ends = line.strip() and not line.startswith(process) if process else not line.startswith((" ", "\t"))
+        if ends and process:
+            break
+        told.append(line)
+        if ends:
+            break  # the error itself
+    return [visible(line.removeprefix(process)) for line in told][-TRACEBACK_LINES:]
 
 
 def logged(name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:

@@ -144,4 +144,9 @@ def test_the_first_traceback_of_several_processes_is_found(tmp_path: Path) -> No
     with log.open("a") as file:
         file.write("\n".join(["12:00:00 x", *why, "W torchrun: closing", "Traceback (most recent call last):", "  d"]))
     assert told_traceback(log, start) == why
+    marked = tmp_path / "marked.log"
+    chain = [*why, "", "During handling of the above exception, another exception occurred:", "", *why]
+    text = [f"[rank1]: {line}" if line else line for line in chain]
+    marked.write_text("\n".join(["12:00:00 x", *text, "Error executing job", *why]))
+    assert told_traceback(marked, 0) == chain
     assert told_traceback(log, log.stat().st_size) == told_traceback(tmp_path / "none", 0) == []
