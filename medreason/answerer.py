@@ -11,7 +11,9 @@ from medreason import embedded
 from medreason.chat_template import check_chat_template
 from medreason.command import composed
 from medreason.config import Checkpoint, ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
+from medreason.hub import NotAllowed, hub_name
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
+from medreason.prompts import FORMATS
 from medreason.run_directory import adapter_of, read_json, run_config
 
 # settings of LoRA that are always these here
@@ -56,13 +58,16 @@ def find_answerer(
         found.config.model = replace(found.config.model, precision=precision)
     if style is not None:
         found.config.data = replace(found.config.data, format=style)
+    if found.config.model.chat_template and FORMATS[found.config.data.format].prompt is None:
+        own = found.folder / "chat_template.jinja"  # an adapter's
+        check_chat_template(found.config.model.chat_template, str(own) if own.is_file() else "model.chat_template")
     try:
         check_model_path(found.config.model)
         settle_hub(found.config.model, found.config.data)
         check_hub_model(found.config.model)
     except ConfigError as error:
         path = found.config.model.path
-        if found.run is not None or Path(path).is_dir():
+        if found.run is not None or Path(path).is_dir() or isinstance(error, NotAllowed):
             raise
         raise ConfigError(f"run={given}: the model {path} is neither here nor to be had from the hub") from error
     return found
@@ -110,13 +115,11 @@ def of_adapter(folder: Path, base: bool) -> Answerer:
 
 
 def read_template(file: Path) -> str:
-    """An adapter's chat template. Raises ConfigError for one that cannot be read, or fails."""
+    """An adapter's chat template. Raises ConfigError for one that cannot be read."""
     try:
-        template = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: cannot be read as UTF-8 ({type(error).__name__})") from error
-    check_chat_template(template, str(file))
-    return template
 
 
 def of_model(given: str) -> Answerer:
@@ -125,10 +128,6 @@ def of_model(given: str) -> Answerer:
             f"run={given}: no run directory, adapter or model there; name the folder that medreason.train wrote"
         )
     return Answerer(alone(given), None, None, Path("runs") / re.split("[/:]", given.rstrip("/"))[-1])
-
-
-def hub_name(given: str) -> bool:
-    return not Path(given).exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", given) is not None
 
 
 def alone(model: str) -> TrainConfig:

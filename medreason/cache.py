@@ -72,7 +72,7 @@ def without_collection(build: Callable[[], pa.Table]) -> Callable[[], pa.Table]:
 def open_table(path: Path) -> pa.Table | None:
     """The table of a file, its columns left on disk until they are read; None where there is none, or a damaged one."""
     try:
-        if digest_of(path) != digest_path(path).read_text():
+        if digest_of(path) != digest_path(path).read_text(encoding="utf-8"):
             return None
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, ValueError, pa.ArrowInvalid):
@@ -90,7 +90,7 @@ def write_table(path: Path, table: pa.Table) -> None:
         with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
         with whole_file(digest_path(path)) as digest:
-            digest.write_text(digest_of(draft))
+            digest.write_text(digest_of(draft), encoding="utf-8")
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

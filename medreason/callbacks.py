@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,15 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch import Tensor
 
 from medreason.config import RunFailed
 from medreason.datamodule import PackedBatch
 from medreason.disk import whole_file
 from medreason.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
-from medreason.progress import first_process, say, spoken
+from medreason.progress import first_process, say, short_number, spoken
+from medreason.progress_line import ProgressLine, hours
 
 Mark = float | torch.cuda.Event  # a moment: of the host's clock in seconds, or of the GPU's work
 
@@ -85,6 +87,9 @@ class StepMetrics(Callback):
     base that is multiplied in 8 bits is told against the 8-bit peak, twice the 16-bit one, though attention and head
     run in 16.
 
+    The number beside what is logged says how many optimizer steps its weights had behind them: 0 for the loss of the
+    first step and for a validation before it, 1 for the loss of the second and for a validation after the first.
+
     Nothing waits for the GPU in mid-training, so that it always has the next step before it: a step is written when the
     one after it has been launched. All are written before a validation and before a checkpoint.
 
@@ -104,6 +109,7 @@ class StepMetrics(Callback):
         self.before: tuple[Mark, float] | None = None  # end of the step before, seconds waited for data until then
         self.pending: Step | None = None
         self.latest: dict[str, float] = {}  # what was written last
+        self.written = 0  # optimizer steps behind it
         self.trainer: L.Trainer | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -115,6 +121,7 @@ class StepMetrics(Callback):
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.trainer, self.step = trainer, trainer.global_step
+        self.written = self.step
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: PackedBatch, batch_idx: int
@@ -150,8 +157,10 @@ class StepMetrics(Callback):
         if done_at_once(pl_module.device):
             self.write_pending()
 
-    def on_validation_start(self, *_: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.write_pending()
+        # the number that Lightning writes a validation under; its own is one less, and counts steps that were skipped
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
         self.before = None  # the time of a validation is not training's
@@ -186,24 +195,73 @@ class StepMetrics(Callback):
             values["train/data_wait"] = (step.waited - waited) / seconds
             if self.peak:
                 values["train/mfu"] = operations / seconds / (self.peak * world)
-        self.before, self.latest = (step.end, step.waited), values
+        self.before, self.latest, self.written = (step.end, step.waited), values, step.number + 1
         for logger in self.trainer.loggers:
             logger.log_metrics(values | {"epoch": step.epoch}, step=step.number)
             logger.save()
         refuse_no_number("train/loss", values.get("train/loss"), step.number + 1)
 
 
-class StepBar(RichProgressBar):
-    """Lightning's progress bar with the step that was written last: to ask for the one in hand would wait for it."""
+class StepLine(Callback):
+    """Tells how far the run is, in place of Lightning's bars.
 
-    def __init__(self, metrics: StepMetrics) -> None:
-        super().__init__()
-        self.step_metrics = metrics
+    step 22/44  loss 0.123  held-out 0.456  12,345 tok/s  0:12 left
 
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        latest = self.step_metrics.latest
-        shown = {name: latest[name] for name in ("train/loss", "train/tokens_per_second") if name in latest}
-        return super().get_metrics(trainer, pl_module) | shown
+    By the step that StepMetrics wrote last: to ask for the one in hand would wait for the GPU. The time left is what
+    the remaining steps take at the speed since the first one, validations and answers included.
+    """
+
+    def __init__(self, metrics: StepMetrics, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.metrics, self.total_steps, self.clock = metrics, total_steps, clock
+        self.line = ProgressLine(clock)
+        self.step: int | None = None  # told last
+        self.first: tuple[int, float] | None = None  # a step that was written, and when
+        self.began = clock()
+        self.held_out: float | None = None
+
+    def on_train_start(self, *_: Any) -> None:
+        self.began = self.clock()
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        if self.metrics.written != self.step and self.metrics.latest:
+            self.step = self.metrics.written
+            self.first = self.first or (self.step, self.clock())
+            self.tell(self.left())
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        self.tell([f"validating {batch_idx + 1}/{trainer.num_val_batches[0]}"])
+
+    def on_validation_end(self, trainer: L.Trainer, *_: Any) -> None:
+        held_out = trainer.callback_metrics.get("val/loss")
+        self.held_out = None if held_out is None else float(held_out)
+        self.tell(self.left(), milestone=True)
+
+    def on_train_end(self, *_: Any) -> None:
+        if self.metrics.latest:
+            self.tell([f"in {hours(self.clock() - self.began)}"])
+        self.line.end(stands=True)
+
+    def on_exception(self, *_: Any) -> None:
+        self.line.end(stands=True)
+
+    def left(self) -> list[str]:
+        """The time that the remaining steps take; nothing before there is one to go by."""
+        done, (first, since) = self.metrics.written, self.first or (self.metrics.written, 0.0)
+        if done <= first:
+            return []
+        return [f"{hours((self.total_steps - done) * (self.clock() - since) / (done - first))} left"]
+
+    def tell(self, last: list[str], *, milestone: bool = False) -> None:
+        latest = self.metrics.latest
+        parts = [f"step {self.metrics.written:,}/{self.total_steps:,}"]
+        parts += [f"loss {latest['train/loss']:.3f}"] if "train/loss" in latest else []
+        parts += [f"held-out {self.held_out:.3f}"] if self.held_out is not None else []
+        speed = latest.get("train/tokens_per_second")
+        parts += [f"{speed:,.0f} tok/s"] if speed is not None else []
+        rate = [f"lr {short_number(format(latest['train/lr'], '.2g'))}"] if "train/lr" in latest else []
+        self.line.tell([*parts, *last], rate, milestone=milestone)
 
 
 def done_at_once(device: torch.device) -> bool:
@@ -333,6 +391,10 @@ class LastCheckpoint(Checkpoint):
 
 class BestCheckpoint(ModelCheckpoint):
     """Saves `best.ckpt` by the monitored metric. A run that is resumed in another directory takes it along."""
+
+    @property
+    def state_key(self) -> str:
+        return super().state_key.replace("BestCheckpoint", "ModelCheckpoint", 1)  # as checkpoints have it from before
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Lightning would forget what was best before, and call the best one since then the best.

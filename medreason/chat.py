@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medreason.answerer import Answerer, find_answerer
+from medreason.cache import cache_folder
 from medreason.command import command
 from medreason.config import ChatConfig, Checkpoint, Format
 from medreason.control_tokens import encode
@@ -18,6 +19,7 @@ from medreason.export import questions_of
 from medreason.preflight import check_installed, check_port, check_precision
 from medreason.progress import quieten, say
 from medreason.prompts import FORMATS, conversation_text, opens_reasoning
+from medreason.run_log import kept_log
 
 SAMPLES = 3  # questions that the page offers
 
@@ -64,7 +66,8 @@ class Speaker:
 def chat(config: ChatConfig) -> None:
     answerer = check_chat(config)
     title = f"{answerer.folder.resolve().name}, {what(answerer, config.checkpoint)}"
-    speaker = load_speaker(config, answerer)
+    with kept_log((answerer.folder if answerer.folder.is_dir() else cache_folder()) / "chat.log"):
+        speaker = load_speaker(config, answerer)
     if config.page:
         from medreason.chat_page import open_page
 

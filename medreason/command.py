@@ -80,13 +80,10 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
         try:
             task(settings(config, schema))
         except Exception as error:
-            run = Path(HydraConfig.get().runtime.output_dir)
-            told: Exception = error
-            if disk_full(error):
-                told = ConfigError(full_disk(error, config.get("output"), config.get("run")))
-            elif not isinstance(error, (ConfigError, RunFailed, OmegaConfBaseException)):
+            told = as_mistake(error, config.get("output"), config.get("run"))
+            if told is None:
                 raise
-            discard(run)
+            discard(Path(HydraConfig.get().runtime.output_dir))
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise told from error  # the jobs after this one still run; Hydra hands on the first after the last job
             refuse(name, told, schema)
@@ -95,20 +92,25 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
         hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
     except (ConfigError, RunFailed, HydraException, OmegaConfBaseException) as error:
         refuse(name, composition_error(name) if SEVERAL.search(str(error)) else error, schema)
-    except OSError as error:
-        if begun:
-            raise
-        place = f"{error.filename}: {error.strerror}; a run's directory cannot be made; give another hydra.run.dir"
-        refuse(name, ConfigError(place), schema)
     except KeyboardInterrupt:
         print(f"\nmedreason.{name}: stopped", file=sys.stderr)
         sys.exit(130)
     except Exception as error:  # of Hydra's own, which makes the run's directory, or of a sweep's storage
         if disk_full(error):
             refuse(name, ConfigError(full_disk(error)), schema)
-        if not isinstance(error, OSError) or not isinstance(error.filename, str):
+        if begun or not isinstance(error, OSError) or not isinstance(error.filename, str):
             raise
-        refuse(name, ConfigError(f"{error.filename}: {error.strerror}"), schema)
+        place = f"{error.filename}: {error.strerror}; a run's directory cannot be made; give another hydra.run.dir"
+        refuse(name, ConfigError(place), schema)
+
+
+def as_mistake(error: Exception, *written: str | None) -> Exception | None:
+    """What a command's error is to its user: one that a line tells, or None. `written` are folders that it wrote to."""
+    if disk_full(error):
+        return ConfigError(full_disk(error, *written))
+    if isinstance(error, PermissionError):  # any path that was given may be one
+        return ConfigError(f"{error.filename}: no right to read or write it ({error.strerror})")
+    return error if isinstance(error, (ConfigError, RunFailed, OmegaConfBaseException)) else None
 
 
 def full_disk(error: Exception, *given: str | None) -> str:
@@ -194,8 +196,9 @@ def refuse(name: str, error: Exception, schema: type) -> NoReturn:
 
 
 def discard(run: Path) -> None:
-    """Removes a run directory in which nothing but Hydra's own record stands yet, and a lock."""
-    if {entry.name for entry in run.iterdir()} in ({".hydra"}, {".hydra", ".lock"}):
+    """Removes a run directory in which nothing but Hydra's own record, a lock, and a log of the mistake stand yet."""
+    entries = {entry.name for entry in run.iterdir()}
+    if ".hydra" in entries and entries <= {".hydra", ".lock", "train.log"}:
         shutil.rmtree(run)
 
 

@@ -610,9 +610,12 @@ class ExportConfig:
     questions: int  # asked of the adapter on its base and of the export
     max_new_tokens: int  # of each answer
     checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
+    push: str | None = None  # the hub's OWNER/NAME that the export is sent to once it has proved itself
+    public: bool = False  # whether anyone may read it there; else its owner alone
 
     def __post_init__(self) -> None:
         check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
+        check(bool(self.push) or not self.public, "public", "be false without push=OWNER/NAME", self.public)
         self.run = place("run", self.run)
         settle_places(self, "output")
         check_most(self, "", questions=MOST_STEPS, max_new_tokens=MOST_TOKENS)

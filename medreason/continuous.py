@@ -10,7 +10,7 @@ is first quantised and then widened again: the same numbers, in more bits.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,11 @@ def write_continuously(
     temperature: float = 0.0,
     seed: int = 0,
     memory_share: float | None = None,
+    progress: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[int, Written]]:
     """Pairs of a prompt's index and what was written to it, as answers end; `temperature` 0 is greedy.
+
+    `progress` is told, with each answer and every second, how many tokens were written so far.
 
     Prompts hold their special tokens. `memory_share` is what the cache takes of the memory that is left (transformers'
     own choice: 0.9). Raises RunFailed where the engine stops or cannot take a prompt.
@@ -94,8 +97,11 @@ def write_continuously(
         generation, continuous_batching_config=batching, workload_hints=hints
     ) as engine:
         index_of = {engine.add_request(tokens[index], max_new_tokens=max_new_tokens): index for index in order}
+        ended = 0  # tokens of the answers that ended
         while index_of:
             result = engine.get_result(timeout=NEW_RESULT_SECONDS)
+            ended += len(result.generated_tokens) if result is not None and result.is_finished() else 0
+            progress(ended + being_written(engine))
             if result is None:
                 if not engine.is_running():
                     raise RunFailed("continuous batching stopped; method=generate batching=static needs less memory")
@@ -104,6 +110,16 @@ def write_continuously(
                 raise RunFailed(f"continuous batching: {result.error}; batching=static works without it")
             if result.is_finished():
                 yield index_of.pop(result.request_id), written_text(tokenizer, result.generated_tokens)
+
+
+def being_written(engine: Any) -> int:
+    """Tokens of the answers that an engine is at; it gives no result before an answer has ended."""
+    try:
+        return sum(
+            len(state.generated_tokens) for state in list(engine.batch_processor.scheduler.active_requests.values())
+        )
+    except (AttributeError, RuntimeError):  # it has not begun, or its thread is changing them
+        return 0
 
 
 def use_torch_attention(model: Any) -> None:

@@ -17,6 +17,7 @@ from medreason.cache import cache_folder
 from medreason.config import ConfigError
 from medreason.disk import digest_of, whole_folder
 from medreason.run_directory import read_json, write_json
+from medreason.run_log import kept_log
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DIGESTS = "digests.json"  # of a model's files, beside them
@@ -121,5 +122,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {"smollm2_135m": write_smollm2, "ti
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    for model_name in WRITERS:
-        print(f"{model_name}: {materialize(model_name)}", flush=True)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with kept_log(cache_folder() / "embedded.log"):
+        for model_name in WRITERS:
+            print(f"{model_name}: {materialize(model_name)}", flush=True)

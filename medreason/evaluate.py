@@ -5,16 +5,17 @@ Every answer is written down as it comes, so an interrupted evaluation goes on w
 RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/scores.py)
                       scores.json       accuracy with intervals, comparisons
                       scores.png        accuracy by benchmark and subject
+                      evaluate.log      everything that was said
 """
 
 import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medreason.answerer import Answerer, find_answerer
+from medreason.clinical_cases import KINDS
 from medreason.command import command
 from medreason.config import Batching, Checkpoint, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
 from medreason.corpus import Split, read_split
@@ -22,16 +23,18 @@ from medreason.json_lines import append_json_lines, mend_last_line, read_json_li
 from medreason.outside import one_line
 from medreason.preflight import check_installed, check_precision, check_server
 from medreason.progress import quieten, say
+from medreason.progress_line import AnswersLine
 from medreason.run_directory import provenance, read_json, weights_digest, write_json
-from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training
+from medreason.run_log import kept_log
+from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
 from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
 from medreason.tasks import Kind, Question, Task, presented, read_task
 from medreason.wandb_runs import log_scores
 
-Answering = Callable[[Kind, Sequence[Question]], Iterator[dict[str, Any]]]  # questions -> records, as they come
+Wrote = Callable[[int], None]  # told how many tokens were written so far
+Answering = Callable[[Kind, Sequence[Question], Wrote], Iterator[dict[str, Any]]]  # questions -> records, as they come
 
-SAID_EVERY_SECONDS = 5.0
 # Of questions. A token costs a pass over all weights, however many questions share it; whole prompts gain little.
 BATCH = {Method.likelihood: 8, Method.generate: 32}
 
@@ -58,7 +61,10 @@ def evaluate(config: EvaluateConfig) -> None:
         split = read_split(trained.data, say)
     else:
         split = rows_if_there(trained)
-    found_tasks |= {name: run_task(name, split) for name in own}
+    taught = taught_kinds(trained.data)
+    found_tasks |= {name: run_task(name, split, taught) for name in own}
+    if "clinical_cases" in own and len(taught) < len(KINDS):
+        say(f"clinical_cases: of the kinds that the run was taught: {', '.join(taught)}")
     tasks = [chosen(found_tasks[name], config.limit, config.seed) for name in config.benchmarks]
     if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
@@ -73,8 +79,24 @@ def evaluate(config: EvaluateConfig) -> None:
     left = {task.name: unanswered(task, folder, what) for task in tasks}
     for task in tasks:
         say(f"{task.name}: {len(task.questions):,} questions, {len(left[task.name]):,} to answer")
-    seen = shared_with_training(tasks, split)
+    seen = shared_with_training(tasks, split) if split is not None else None
     folder.mkdir(parents=True, exist_ok=True)
+    with kept_log(folder / "evaluate.log"):
+        answer_and_score(config, answerer, batching, tasks, left, seen, folder, what)
+
+
+def answer_and_score(
+    config: EvaluateConfig,
+    answerer: Answerer,
+    batching: Batching,
+    tasks: Sequence[Task],
+    left: dict[str, list[Question]],
+    seen: dict[str, set[str]] | None,
+    folder: Path,
+    what: dict[str, Any],
+) -> None:
+    """Answers what is left and writes down the scores of all; `seen` is None where the training rows are not known."""
+    trained = answerer.config
     write_json(folder / "evaluation.json", what | {"tasks": {task.name: task.fingerprint for task in tasks}})
     kinds = {task.name: task.kind for task in tasks}
     work = {name: (kinds[name], some) for name, some in left.items() if some}
@@ -85,15 +107,15 @@ def evaluate(config: EvaluateConfig) -> None:
         tokenizer = load_tokenizer(trained.model)
         work = set_apart(config, trained.model, trained.data.format, tokenizer, folder, work)
         if work:
-            answer_all(loaded(config, answerer, batching, tokenizer), folder, work)
+            answer_all(loaded(config, answerer, batching, tokenizer), folder, work, most_tokens(config))
     elif work and config.server is not None:
         answer_all(served(config, config.server, what["served_model"], trained.data.format), folder, work)
     found = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
     scores: dict[str, Any] = {
         "provenance": provenance(),
         "evaluated": what,
-        "scores": {name: summarize(records, seen.get(name, set())) for name, records in found.items()},
-        "seen_in_training": {name: sorted(ids) for name, ids in seen.items()} if split else None,
+        "scores": {name: summarize(records, (seen or {}).get(name, set())) for name, records in found.items()},
+        "seen_in_training": {name: sorted(ids) for name, ids in seen.items()} if seen is not None else None,
         "against": config.against,
         "differences": differences(found, config.against),
     }
@@ -102,7 +124,7 @@ def evaluate(config: EvaluateConfig) -> None:
     if answerer.run is not None:
         log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
-    print(one_line(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png"))
+    print(one_line(f"every answer, scores.json and scores.png: {folder}"))
 
 
 def rows_if_there(trained: TrainConfig) -> Split | None:
@@ -114,10 +136,10 @@ def rows_if_there(trained: TrainConfig) -> Split | None:
         return None
 
 
-def shared_with_training(tasks: Sequence[Task], split: Split | None) -> dict[str, set[str]]:
+def shared_with_training(tasks: Sequence[Task], split: Split) -> dict[str, set[str]]:
     """Of each benchmark of letters the questions that share text with what the run learned from."""
     compared = [task for task in tasks if task.kind is Kind.choice]
-    if split is None or not compared:
+    if not compared:
         return {}
     examples = learned(split)
     say(f"comparing {sum(len(task.questions) for task in compared):,} questions with {len(examples):,} training rows")
@@ -187,18 +209,24 @@ def read_records(path: Path, task: Task | None = None) -> list[dict[str, Any]]:
     return [by_id[question.id] for question in task.questions if question.id in by_id]
 
 
-def answer_all(answered: Answering, folder: Path, left: dict[str, tuple[Kind, list[Question]]]) -> None:
-    """Answers what is left; each record is in its file before the next one."""
+def most_tokens(config: EvaluateConfig) -> int | None:
+    """That can be written to a question, in all its orders and samples; None where letters are weighed."""
+    return config.max_new_tokens * config.orders * config.samples if config.method is Method.generate else None
+
+
+def answer_all(
+    answered: Answering, folder: Path, left: dict[str, tuple[Kind, list[Question]]], most: int | None = None
+) -> None:
+    """Answers what is left; each record is in its file before the next one. `most` tokens are written to a question."""
     for name, (kind, questions) in left.items():
         # of like length together, so that little is padded
         questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
         mend_last_line(folder / f"{name}.jsonl")
-        said = time.monotonic()
-        for done, record in enumerate(answered(kind, questions), 1):
+        line = AnswersLine(name, len(questions), most and most * len(questions))
+        for done, record in enumerate(answered(kind, questions, line.wrote), 1):
             append_json_lines(folder / f"{name}.jsonl", [record])
-            if time.monotonic() - said > SAID_EVERY_SECONDS or done == len(questions):
-                said = time.monotonic()
-                say(f"{name}: {done:,} of {len(questions):,}")
+            line.tell(answered=done)
+        line.end(stands=True)
 
 
 def import_engine(config: EvaluateConfig, trained: TrainConfig, batching: Batching) -> None:
@@ -277,16 +305,13 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, token
     torch.manual_seed(config.seed)
     style, size, limit = trained.data.format, config.batch or BATCH[config.method], config.max_new_tokens
 
-    def write(prompts: Sequence[str]) -> Iterator[tuple[int, Any]]:
-        if continuous:
-            return write_continuously(
-                model, tokenizer, prompts, max_new_tokens=limit, temperature=temperature(config), seed=config.seed
-            )
-        return write_in_batches(
-            model, tokenizer, prompts, max_new_tokens=limit, batch_size=size, temperature=temperature(config)
-        )
+    def answered(kind: Kind, questions: Sequence[Question], wrote: Wrote) -> Iterator[dict[str, Any]]:
+        def write(prompts: Sequence[str]) -> Iterator[tuple[int, Any]]:
+            given: dict[str, Any] = {"max_new_tokens": limit, "temperature": temperature(config), "progress": wrote}
+            if continuous:
+                return write_continuously(model, tokenizer, prompts, seed=config.seed, **given)
+            return write_in_batches(model, tokenizer, prompts, batch_size=size, **given)
 
-    def answered(kind: Kind, questions: Sequence[Question]) -> Iterator[dict[str, Any]]:
         if config.method is Method.generate:
             return by_writing(write, lambda turn: asked_text(tokenizer, turn, style), questions, kind, style,
                               orders=config.orders, samples=config.samples)  # fmt: skip
@@ -321,7 +346,7 @@ def served(config: EvaluateConfig, server: str, model: str, style: Format) -> An
             at_once=config.batch or BATCH[config.method], temperature=temperature(config), seed=config.seed,
         )  # fmt: skip
 
-    return lambda kind, questions: by_writing(
+    return lambda kind, questions, wrote: by_writing(
         write, str, questions, kind, style, orders=config.orders, samples=config.samples
     )
 

@@ -5,7 +5,7 @@
     gguf      merged --llama.cpp's converter--> f16, q8_0 --llama.cpp--> q4_k_m; Modelfile for Ollama
 
 Each answers questions beside the adapter on its base (parity.py) and gets a model card. The folder appears last,
-whole, or not at all.
+whole, or not at all; with push=OWNER/NAME it is then sent to the hub.
 """
 
 import json
@@ -32,10 +32,13 @@ from medreason.config import (
 )
 from medreason.disk import disk_full
 from medreason.gguf_export import check_end, check_weights, find_tools, write_gguf
+from medreason.hub import check_push, push
 from medreason.outside import literal
 from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 from medreason.progress import say
+from medreason.progress_line import AnswersLine
 from medreason.run_directory import adapter_of, tokens_trained, weights_digest, write_json
+from medreason.run_log import kept_log
 from medreason.sweep_results import look_up, read_mapping
 
 if TYPE_CHECKING:
@@ -51,14 +54,21 @@ def export(config: ExportConfig) -> None:
     output = Path(config.output) if config.output else Path(config.run) / f"export_{kind.value}{suffix}"
     try:
         run = read_run(Path(config.run), config.checkpoint)
-        check_base(run.model)
-        write_export(run, kind, quantization, output, questions=config.questions, max_new_tokens=config.max_new_tokens)
+        if config.push:
+            check_push(config.push, config.public)
+        check_base(run.model, online=bool(config.push))
+        asked = {"questions": config.questions, "max_new_tokens": config.max_new_tokens}
+        with kept_log(run.folder / "export.log"):
+            write_export(run, kind, quantization, output, **asked)
     except (ConfigError, RunFailed, OSError) as error:
         if disk_full(error):
             raise
         wrong = RunFailed if isinstance(error, RunFailed) else ConfigError
         raise wrong(f"run={config.run}: {error}") from error
     say(f"exported: {output}")
+    if config.push:
+        say(f"pushing to {config.push}, {'for anyone' if config.public else 'for its owner alone'}")
+        say(f"pushed: {push(output, config.push, config.public)}")
 
 
 @dataclass(frozen=True)
@@ -95,10 +105,13 @@ def read_run(folder: Path, checkpoint: Checkpoint | None = None) -> Run:
     return Run(folder, ModelConfig(path, revision, Precision[precision], None), Format[style], config, adapter)
 
 
-def check_base(model: ModelConfig) -> None:
-    """Raises ConfigError where the base cannot be had, or its weights are quantised already."""
+def check_base(model: ModelConfig, *, online: bool = False) -> None:
+    """Raises ConfigError where the base cannot be had, or its weights are quantised already.
+
+    Turns the hub off for this process where nothing is wanted from it; `online` says that something will be.
+    """
     check_model_path(model)
-    if "HF_HUB_OFFLINE" not in os.environ and not (on_hub(model) and hub_answers()):
+    if "HF_HUB_OFFLINE" not in os.environ and not online and not (on_hub(model) and hub_answers()):
         os.environ["HF_HUB_OFFLINE"] = "1"
     check_hub_model(model)
     config, _ = read_mapping(Path(model.path) / "config.json")
@@ -194,14 +207,10 @@ def write_checked(
     layers = adapted_layers(adapted)
 
     def ask(model: Any, what: str, tokens: int) -> Any:
-        return observe(
-            model,
-            tokenizer,
-            prompts,
-            layers,
-            max_new_tokens=tokens,
-            progress=lambda done, total: say(f"{what}: {done} of {total} questions"),
-        )
+        line = AnswersLine(what, len(prompts), len(prompts) * tokens)
+        found = observe(model, tokenizer, prompts, layers, max_new_tokens=tokens, line=line)
+        line.end(stands=True)
+        return found
 
     reference = ask(adapted, "adapter on base", max_new_tokens)
     with adapted.disable_adapter():

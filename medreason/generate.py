@@ -11,6 +11,7 @@ from torch import Tensor
 
 from medreason.config import Format, Precision
 from medreason.control_tokens import encode
+from medreason.progress_line import AnswersLine
 from medreason.prompts import asked_text
 
 
@@ -72,17 +73,22 @@ def write_in_batches(
     max_new_tokens: int,
     batch_size: int,
     temperature: float = 0.0,
+    progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Written]]:
     """Pairs of a prompt's index and what was written to it, batch by batch, short prompts first; 0 degrees is greedy.
+
+    `progress` is told after each token how many were written to all prompts so far.
 
     Prompts hold their special tokens. Those of like length share a batch, so little is padded.
     """
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
     chosen: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+    before = 0  # tokens of the batches that are written
     with inference(model):
         for start in range(0, len(order), batch_size):
             members = order[start : start + batch_size]
             tokens, mask = left_padded(tokenizer, [prompts[member] for member in members], model.device)
+            watched = {} if progress is None else counting(tokens.shape[1], tokenizer.pad_token_id, before, progress)
             with torch.inference_mode():
                 written = model.generate(
                     input_ids=tokens,
@@ -92,10 +98,28 @@ def write_in_batches(
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
                     **chosen,
+                    **watched,
                 )
+            before += written_tokens(written, tokens.shape[1], tokenizer.pad_token_id)
             completions = written[:, tokens.shape[1] :].tolist()
             for member, completion in zip(members, completions, strict=True):
                 yield member, written_text(tokenizer, completion)
+
+
+def counting(prompt_tokens: int, padding: int, before: int, progress: Callable[[int], None]) -> dict[str, Any]:
+    """What has `generate` tell after each token how many were written, `before` among them; it ends nothing."""
+    from transformers import StoppingCriteriaList
+
+    def tell(tokens: Tensor, scores: Any, **_: Any) -> Tensor:
+        progress(before + written_tokens(tokens, prompt_tokens, padding))
+        return torch.zeros(len(tokens), device=tokens.device, dtype=torch.bool)
+
+    return {"stopping_criteria": StoppingCriteriaList([tell])}
+
+
+def written_tokens(tokens: Tensor, prompt_tokens: int, padding: int) -> int:
+    """How many tokens a batch has after its prompts, without the padding of those that ended early."""
+    return int((tokens[:, prompt_tokens:] != padding).sum())
 
 
 def generate_answers(
@@ -106,15 +130,20 @@ def generate_answers(
     *,
     max_new_tokens: int,
     batch_size: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    line: AnswersLine | None = None,
 ) -> list[Written]:
-    """The greedy answer to each question, in their order."""
+    """The greedy answer to each question, in their order; `line` tells how far they are."""
     prompts = [asked_text(tokenizer, question, style) for question in questions]
     answers: dict[int, Written] = {}
     for index, written in write_in_batches(
-        model, tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=line.wrote if line is not None else None,
     ):
         answers[index] = written
-        if len(answers) % batch_size == 0 or len(answers) == len(prompts):
-            progress(len(answers), len(prompts))
+        if line is not None:
+            line.tell(answered=len(answers))
     return [answers[index] for index in range(len(prompts))]

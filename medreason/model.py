@@ -16,7 +16,7 @@ from medreason.flops import peak_flops, shape_of
 from medreason.memory import GIB, Need, choose, describe, lora_weights, seconds
 from medreason.preflight import EMBEDDED
 from medreason.progress import say
-from medreason.prompts import MISTRAL_CHAT_TEMPLATE
+from medreason.prompts import MISTRAL_CHAT_TEMPLATE, dated
 from medreason.shared_cpu import share_cpu
 
 if TYPE_CHECKING:  # datamodule imports Lightning, and with it transformers: that must come after Unsloth
@@ -58,6 +58,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
         if "[/INST]" not in vocabulary:
             raise ConfigError(f"model.path={model.path}: its tokenizer has no chat template; set model.chat_template")
         tokenizer.chat_template = MISTRAL_CHAT_TEMPLATE
+    tokenizer.chat_template = dated(tokenizer.chat_template)
     end = tokenizer.eos_token_id
     if end is None or end >= embedded_tokens:
         raise ConfigError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from medreason.hub import hub_name
 from medreason.outside import markdown, one_line
 from medreason.overrides import command_line
 from medreason.sweep_results import finite, look_up, mapping
@@ -58,8 +59,9 @@ def model_card(
     `config`, `record` and `corpus` are a run's config.yaml, run.json and data.json, as far as they could be read;
     `evaluations` the scores.json of each of its evaluations, by name.
     """
+    path = one_line(str(look_up(config, "model.path")))
     front = {
-        "base_model": one_line(str(path)) if (path := look_up(config, "model.path")) is not None else None,
+        **({"base_model": path} if hub_name(path) else {}),  # the hub refuses a card with any other
         "library_name": LIBRARIES[kind],
         "tags": ["medical", "reasoning", "lora", "medreason"],
     }

@@ -16,6 +16,7 @@ from medreason.config import ConfigError
 from medreason.overrides import override
 from medreason.progress import say
 from medreason.run_directory import read_json, read_metrics, series, write_json
+from medreason.run_log import child_output
 
 GRACE_SECONDS = 60  # for an interrupted run to end its step and to save a checkpoint
 
@@ -86,6 +87,8 @@ def carry_out(
 ) -> int:
     """The exit code of a command, negative for a signal; its output goes to `log`, or where ours goes.
 
+    Where we keep a log, what it says on standard output is seen, and its errors go into the log.
+
     `watch` is called every second. Should we be interrupted, the command is too, and has a minute to end well.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -97,7 +100,7 @@ def carry_out(
     with log.open("ab") if log else nullcontext() as output:
         process = subprocess.Popen(
             command,
-            stdout=output,
+            stdout=output or child_output(),
             stderr=output,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             pass_fds=[held] if held is not None else [],

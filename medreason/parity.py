@@ -12,12 +12,14 @@ rounds away: an update far smaller than its weight's last bit is lost.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from medreason.progress_line import AnswersLine
 
 # largest difference of two logits, as a share of the largest logit: what rounding makes of some tens of layers
 TOLERANCE = {"float32": 1e-4, "float16": 2**-7, "bfloat16": 2**-5}
@@ -110,12 +112,15 @@ def observe(
     layers: Sequence[str],
     *,
     max_new_tokens: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    line: "AnswersLine | None" = None,
 ) -> Behaviour:
-    """The greedy answers of a plain transformers or PEFT model, the logits that led to them, its layers one by one."""
+    """The greedy answers of a plain transformers or PEFT model, the logits that led to them, its layers one by one.
+
+    `line` tells how far they are.
+    """
     import torch
 
-    from medreason.generate import left_padded
+    from medreason.generate import counting, left_padded
 
     texts: list[str] = []
     tokens: list[list[int]] = []
@@ -123,6 +128,8 @@ def observe(
     for start in range(0, len(prompts), BATCH):
         members = list(prompts[start : start + BATCH])
         asked, mask = left_padded(tokenizer, members, model.device)
+        before = sum(map(len, tokens))
+        watched = counting(asked.shape[1], tokenizer.pad_token_id, before, line.wrote) if line is not None else {}
         with torch.inference_mode():
             written = model.generate(
                 input_ids=asked,
@@ -134,6 +141,7 @@ def observe(
                 eos_token_id=tokenizer.eos_token_id,
                 output_logits=True,
                 return_dict_in_generate=True,
+                **watched,
             )
         completions = written.sequences[:, asked.shape[1] :].tolist()
         steps = torch.stack([step.float().cpu() for step in written.logits], dim=1)  # (questions, tokens, vocabulary)
@@ -142,7 +150,8 @@ def observe(
             tokens.append(completion[:ended])
             logits.append(scored[:ended].clone())  # a view would keep the padding of the whole batch
             texts.append(tokenizer.decode(completion[:ended], skip_special_tokens=True).strip())
-        progress(min(start + BATCH, len(prompts)), len(prompts))
+        if line is not None:
+            line.tell(answered=len(texts))
     return Behaviour(texts, tokens, logits, layer_outputs(model, layers))
 
 

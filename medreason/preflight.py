@@ -12,6 +12,8 @@ from pathlib import Path
 from medreason import embedded
 from medreason.chat_template import check_chat_template
 from medreason.config import ConfigError, DataConfig, ModelConfig, Precision, TrainConfig, TrainerConfig
+from medreason.hub import NotAllowed, check_readable
+from medreason.prompts import FORMATS
 from medreason.run_directory import read_json
 from medreason.sources import is_local
 from medreason.storage import hidden
@@ -23,7 +25,7 @@ API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
 def check_run(config: TrainConfig) -> None:
     """Raises ConfigError, in about three seconds, for a run that cannot start here. Call before any hub library."""
     check_model_path(config.model)
-    if config.model.chat_template:
+    if config.model.chat_template and FORMATS[config.data.format].prompt is None:
         check_chat_template(config.model.chat_template, "model.chat_template")
     settle_hub(config.model, config.data)
     check_hub_model(config.model)
@@ -99,16 +101,18 @@ def hub_answers() -> bool:
 
 
 def check_hub_model(model: ModelConfig) -> None:
-    """Raises ConfigError where a hub model is neither in the cache nor on the hub."""
+    """Raises ConfigError where a hub model is neither in the cache nor on the hub, or the hub asks who wants it."""
     if not on_hub(model):
         return
-    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
-        return
     try:
-        HfApi().model_info(model.path, revision=model.revision, timeout=5)
-    except Exception as error:  # no network, no such model, no right to it: the way out is the same
+        if isinstance(try_to_load_from_cache(model.path, "config.json", revision=model.revision), str):
+            return
+        check_readable(model.path, model.revision)
+    except NotAllowed:
+        raise
+    except Exception as error:  # no network, no such model: the way out is the same
         raise ConfigError(
             f"model.path={model.path}: neither a folder here nor to be had from the hub ({type(error).__name__}); "
             "name a local copy with model.path=DIR"
@@ -251,7 +255,7 @@ def check_port(host: str, port: int) -> None:
     """Raises ConfigError where nothing can listen, as there is no such address here or the port is taken."""
     try:
         socket.create_server((host, port)).close()
-    except (OSError, ValueError) as error:  # a name that no host can have is a ValueError
+    except (OSError, TypeError, ValueError) as error:  # the latter: a name that no host can have
         why = str(getattr(error, "strerror", None) or "no such host").partition(" (")[0].lower()
         raise ConfigError(f"host={host} port={port}: {why}; give another port=NUMBER") from error
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from medreason.outside import one_line
+from medreason.run_log import speak
 
 BEGAN = time.monotonic()
 NAMED = 8  # files, columns
@@ -20,7 +21,7 @@ def say(line: str) -> None:
     """Progress, a line each, with the time since the process began; of several processes, the first one speaks."""
     if not first_process():
         return
-    print(f"[{time.monotonic() - BEGAN:6.1f} s] {one_line(line)}", flush=True)
+    speak(f"[{time.monotonic() - BEGAN:6.1f} s] {one_line(line)}")
 
 
 def speak_safely() -> None:
@@ -92,7 +93,7 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
-def describe_data(source: str, counts: dict[str, int | float]) -> str:
+def describe_data(counts: dict[str, int | float]) -> str:
     """One line of what training will see."""
     lost = [
         f"{counts[f'{what}_documents']} {what.replace('_', ' ')}"
@@ -100,7 +101,7 @@ def describe_data(source: str, counts: dict[str, int | float]) -> str:
         if counts[f"{what}_documents"]
     ]
     return (
-        f"{source}: {counts['train_documents']:,} to learn, {counts['validation_documents']:,} held out"
+        f"{counts['train_documents']:,} to learn, {counts['validation_documents']:,} held out"
         f"{', ' + ', '.join(lost) if lost else ''}; {describe_rows(counts)}"
     )
 

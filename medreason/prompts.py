@@ -60,6 +60,17 @@ MISTRAL_CHAT_TEMPLATE = (
     "{% if waiting.text %}{{ raise_exception('a system turn needs a user turn after it') }}{% endif %}"
 )
 
+DATE = '{%- set date_string = "26 Jul 2024" %}'  # the date that Llama-3.1's own template writes, on whatever day
+
+
+def dated(template: str) -> str:
+    """The chat template with a date of its own where it would write today's (Llama-3.2 and 3.3).
+
+    Else a model is asked otherwise than it was taught, and the same run trains on other prompts tomorrow.
+    """
+    varies = "strftime_now" in template and "date_string" in template and not template.startswith(DATE)
+    return DATE + template if varies else template
+
 
 ANY_QUESTION = "any question"
 

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from medreason.config import ConfigError, TrainConfig, place, typed
 from medreason.overrides import command_line, given_overrides, is_sweeping, override
-from medreason.run_directory import read_json, run_config, settings_of
+from medreason.run_directory import nearby, read_json, run_config, settings_of
 from medreason.sweep_results import finite, mapping
 
 SETTING = "resume"
@@ -173,10 +173,5 @@ def nothing_left(config: TrainConfig, run: Path) -> str | None:
         if earlier.max_steps != -1:
             more = [f"trainer.max_steps={2 * steps}", *(more if by_epochs < 2 * steps else [])]
         how = "all of them"
-    again = command_line("train", [override(SETTING, shown(run)), *more])
-    return f"{shown(run)} has finished, after {steps} optimizer steps, {how}; to train on: {again}"
-
-
-def shown(run: Path) -> Path:
-    """A run's folder as people name it: from here, where it is below."""
-    return run.relative_to(Path.cwd()) if run.is_relative_to(Path.cwd()) else run
+    again = command_line("train", [override(SETTING, nearby(run)), *more])
+    return f"{nearby(run)} has finished, after {steps} optimizer steps, {how}; to train on: {again}"

@@ -5,6 +5,7 @@ data.json       rejects, duplicates, contamination by row     adapter/      LoRA
 run.json        command, commit, versions, data, results      adapter_last/ the same of the last step, if it is another
 metrics.csv     every logged number by optimizer step         curves.png    loss and held-out loss
 samples.json    held-out questions, as answered over time     .hydra/       Hydra's own record
+train.log       everything that was said, by packages too
 """
 
 import contextlib
@@ -40,6 +41,11 @@ COLUMNS = (  # in the order into which Lightning sorts them
     "train/targets_per_second", "train/tokens", "train/tokens_per_second", "val/accuracy", "val/format", "val/loss",
     "val/time_share", "val/tokens",
 )  # fmt: skip
+
+
+def nearby(run: Path) -> str:
+    """A folder's path as short as it can be given from here."""
+    return os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run)
 
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -261,12 +267,18 @@ def metrics_logger(run: Path, resumed: Path | None) -> Any:
     if resumed is not None:
         before = checkpoint_step(resumed)
         rows = read_cells(resumed.parent.parent / "metrics.csv")  # of which a full disk may have cut the last one
-        earlier = [row for row in rows if row.get("step", "").isdecimal() and int(row["step"]) < before]
+        earlier = [row for row in rows if row.get("step", "").isdecimal() and is_behind(row, before)]
     logger = CSVLogger(run, name=None, version="", flush_logs_every_n_steps=1)
     logger.experiment.metrics_keys = list(COLUMNS)
     logger.experiment.metrics = earlier
     logger.save()
     return logger
+
+
+def is_behind(row: Mapping[str, str], steps: int) -> bool:
+    """Whether a row of metrics.csv was written by the time that a checkpoint with so many steps behind it was saved."""
+    # the checkpoint of a validated step is saved after its validation; a loss of this number is the next step's
+    return int(row["step"]) < steps or (int(row["step"]) == steps and "train/loss" not in row)
 
 
 def read_cells(path: Path) -> list[dict[str, str]]:

@@ -1,13 +1,14 @@
 """Benchmarks that need no file: rule-made cases, and what a run has held out.
 
-clinical_cases   20 cases of each kind, the same for every run, less those that it was trained on; exact match
+clinical_cases   20 cases of each kind that the run was taught (of every kind, where it was taught other rows), the
+                 same for every such run, less those that it was trained on; exact match
 held_out         the run's own held-out rows: loss and perplexity, or with method=generate the shape of its answers
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from medreason.clinical_cases import KINDS, generate_cases
-from medreason.config import ConfigError
+from medreason.config import ConfigError, DataConfig, Source
 from medreason.contamination import Question as Asked
 from medreason.contamination import find_matches
 from medreason.corpus import Split, digest
@@ -19,15 +20,23 @@ RUN_TASKS = ("clinical_cases", "held_out")
 CASES_OF_A_KIND, CASES_SEED = 20, 2026  # a seed that no run's own cases are made with by default
 
 
-def run_task(name: str, split: Split | None) -> Task:
-    """A task of RUN_TASKS for the run whose rows these are. Raises ConfigError where it has no question (left)."""
+def run_task(name: str, split: Split | None, kinds: Sequence[str] = tuple(KINDS)) -> Task:
+    """A task of RUN_TASKS for the run whose rows these are, which was taught these kinds of cases.
+
+    Raises ConfigError where it has no question (left).
+    """
     if name == "held_out":
         if split is None:
             raise ConfigError("benchmarks=held_out: only a run has rows that it held out; name one (run=DIR)")
         return make_task(name, held_out(split), Kind.open)
-    return make_task(
-        name, clinical_cases({normal(one.question) for one in (learned(split) if split else [])}), Kind.exact
-    )
+    known = {normal(one.question) for one in (learned(split) if split else [])}
+    return make_task(name, clinical_cases(known, kinds), Kind.exact)
+
+
+def taught_kinds(data: DataConfig) -> tuple[str, ...]:
+    """The kinds of clinical cases that a run of this data learns; every kind, where it learns other rows."""
+    taught = data.case_kinds if data.source is Source.clinical_cases else None
+    return tuple(taught or KINDS)
 
 
 def learned(split: Split) -> list[Example]:
@@ -43,9 +52,9 @@ def held_out(split: Split) -> Iterable[tuple[str, Question]]:
         yield place, Question(digest(row).hex()[:16], row.question, {}, row.answer, "", "", row.reasoning)
 
 
-def clinical_cases(known: set[str]) -> Iterable[tuple[str, Question]]:
-    """Cases of every kind whose question is not among the `known`; their kind is their subject."""
-    for kind in KINDS:
+def clinical_cases(known: set[str], kinds: Sequence[str]) -> Iterable[tuple[str, Question]]:
+    """Cases of these kinds whose question is not among the `known`; their kind is their subject."""
+    for kind in kinds:
         for number, case in enumerate(generate_cases(CASES_OF_A_KIND, CASES_SEED, [kind]), 1):
             identity = f"{kind}-{number}"
             if normal(case.question) not in known:

@@ -22,7 +22,8 @@ from medreason.answering import well_formed
 from medreason.clinical_cases import answers_match
 from medreason.config import Source, TrainConfig
 from medreason.generate import Written, generate_answers
-from medreason.progress import first_process, say
+from medreason.progress import first_process
+from medreason.progress_line import AnswersLine
 from medreason.prompts import Example, parse_answer
 from medreason.run_directory import write_json
 
@@ -56,7 +57,7 @@ class SampleAnswers(Callback):
         if not trainer.strategy.broadcast(allowed):
             return
         step = trainer.global_step
-        written = self.answer(pl_module.model, f"at step {step}")
+        written = self.answer(pl_module.model, f"at step {step:,}")
         for sample, each in zip(self.samples, written, strict=True):
             sample.setdefault("during", {})[str(step)] = each.text
         self.known[step] = written
@@ -81,15 +82,20 @@ class SampleAnswers(Callback):
         """What the model writes now. Several processes share the questions."""
         started = time.monotonic()
         rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        questions = [sample["question"] for sample in self.samples[rank::processes]]
+        longest = self.config.trainer.max_answer_tokens
+        shared = f" (its share of {len(self.samples):,})" if processes > 1 else ""
+        line = AnswersLine(f"answers {when}{shared}", len(questions), len(questions) * longest)
         own = generate_answers(
             model,
             self.tokenizer,
-            [sample["question"] for sample in self.samples[rank::processes]],
+            questions,
             self.config.data.format,
-            max_new_tokens=self.config.trainer.max_answer_tokens,
+            max_new_tokens=longest,
             batch_size=self.config.trainer.answer_batch,
-            progress=lambda done, total: say(f"answering held-out questions, {when}: {done} of {total}"),
+            line=line,
         )
+        line.end(stands=self.began is None or when == "after training")
         answers = own
         if processes > 1:
             shares: list[list[Written]] = [[]] * processes

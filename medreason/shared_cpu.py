@@ -35,7 +35,7 @@ def usage(stat: Path = Path("/proc/stat")) -> Usage:
     """What the cores of this process have done so far. Raises OSError or ValueError where the system does not tell."""
     ticks = 0
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    for line in stat.read_text().splitlines():
+    for line in stat.read_text(encoding="utf-8").splitlines():
         name, *counts = line.split()
         if name in cores:
             user, nice, system, _, _, interrupts, soft_interrupts, stolen = map(

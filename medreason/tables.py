@@ -164,7 +164,7 @@ def as_text(stream: IO[bytes], head: bytes, newline: str) -> io.TextIOWrapper:
             refuse_old_encoding(head)
     if codec.startswith(("utf-16", "utf-32")):
         errors = "replace"
-    return io.TextIOWrapper(stream, codec, errors, newline=newline)
+    return io.TextIOWrapper(stream, encoding=codec, errors=errors, newline=newline)
 
 
 def refuse_old_encoding(head: bytes) -> None:

@@ -6,6 +6,7 @@ What is cheap and can fail comes first: configuration, hardware, rows. Then Unsl
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -25,13 +26,14 @@ from medreason.overrides import command_line, override
 from medreason.own_process import alone, carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_run, check_steps, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
-from medreason.resume import nothing_left, repeated, shown
+from medreason.resume import nothing_left, repeated
 from medreason.run_directory import (
     ADAPTER,
     LAST_ADAPTER,
     check_resumed,
     checkpoint_position,
     checkpoint_step,
+    nearby,
     provenance,
     read_json,
     repeatable,
@@ -40,6 +42,7 @@ from medreason.run_directory import (
     write_json,
     write_settings,
 )
+from medreason.run_log import child_output, logged, told_traceback
 from medreason.sweep_results import finite, mapping
 from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
 
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from medreason.memory import Need
 
 
+@logged("train.log")
 def train(config: TrainConfig) -> None:
     run = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is not None and not one_of_several() and (line := nothing_left(config, run)):
@@ -61,6 +65,8 @@ def train(config: TrainConfig) -> None:
 
 def train_alone(config: TrainConfig, run: Path) -> None:
     """Trains in a directory that no other process trains in."""
+    if child_output() is not None and not one_of_several():  # somebody may be looking
+        say(f"log: {nearby(run)}/train.log")
     check_run(config)
     if config.logger.kind is LoggerKind.wandb:
         check_wandb(config.logger)
@@ -90,7 +96,7 @@ def prepared(
     check_lora(config.model, config.lora)
     tokenizer = load_tokenizer(config.model)
     data = prepare(config, split, tokenizer, say)
-    say(describe_data(split.corpus.source, data.report()))
+    say(describe_data(data.report()))
     trainer, loader = config.trainer, data.loaders["train"]
     if resumed is not None:
         try:
@@ -140,10 +146,14 @@ def train_on_several(config: TrainConfig, run: Path, resumed: Path | None) -> No
         earlier | {"status": "starting", "swept": swept, "overrides": overrides_of(config, run)},
     )
     say(f"starting {config.trainer.devices} processes")
+    log = run / "train.log"
+    behind = log.stat().st_size if log.is_file() else 0
     code = carry_out(run_command(overrides, run, config.trainer.devices))
     status = str(read_json(run / "run.json").get("status"))
     if code == 0:
         return
+    if not status.startswith(("failed: RunFailed", "failed: ConfigError")):
+        print(*told_traceback(log, behind), sep="\n", file=sys.stderr)  # their errors go into the log
     if status == "interrupted":
         raise SystemExit(INTERRUPTED)
     raise RunFailed(status.removeprefix("failed: ") if status.startswith("failed") else describe_exit(code))
@@ -225,7 +235,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         if not isinstance(error, Stopped):
             say("stopped")
         elif not (run / "trial.json").is_file():
-            goes_on_with = command_line("train", [override("resume", shown(run))])
+            goes_on_with = command_line("train", [override("resume", nearby(run))])
             say(f"stopped after step {error}; it goes on with: {goes_on_with}")
         if "WANDB_SWEEP_ID" in os.environ:
             record["status"] = "pruned"  # so W&B stops a hopeless run; its agent would count an exit code as a failure
@@ -295,7 +305,7 @@ def fit(
     from medreason.callbacks import (
         BestCheckpoint,
         Patience,
-        StepBar,
+        StepLine,
         StepMetrics,
         WholeCheckpoints,
         checkpoints,
@@ -344,13 +354,14 @@ def fit(
         logger=loggers,
         callbacks=[
             metrics,
-            StepBar(metrics),
+            StepLine(metrics, total_steps),
             samples,
             patience,
             *reports(run, config.monitor),
             *kept,
         ],
         enable_model_summary=False,
+        enable_progress_bar=False,
         use_distributed_sampler=False,
         default_root_dir=run,
     )
@@ -469,7 +480,7 @@ def save_config(config: TrainConfig, run: Path) -> None:
 
 
 def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
-    """The end of a run, to look at: two answers before and after, numbers, where everything lies."""
+    """The end of a run, to look at: two answers before and after, cut to a line, numbers, where everything lies."""
     import json
 
     from rich.console import Console
@@ -480,16 +491,17 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
     for sample in samples[:2]:
-        console.print("\n[bold]Question[/] ", literal(sample["question"]), soft_wrap=True)
-        console.print("[bold]Expected[/] ", literal(sample["answer"]), soft_wrap=True)
+        console.print()
+        lines = [("Question", sample["question"], ""), ("Expected", sample["answer"], "")]
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when], style)
-                console.print(f"[bold cyan]{when:8}[/]  reasoning: ", end="")
-                console.print(literal(parsed.reasoning or "(none shown)", "dim"), soft_wrap=True)
-                console.print("          answer:    ", end="")
-                console.print(literal(parsed.answer or "(none)"), soft_wrap=True)
-    table = Table("", "before", "after")
+                lines.append((when, parsed.answer or "(no answer)", parsed.reasoning or "none"))
+        for label, text, reasoning in lines:
+            shown = literal(f"{label:8}  ", "bold") + literal(" ".join(text.split()))
+            shown += literal("  reasoning: " + " ".join(reasoning.split()), "dim") if reasoning else literal("")
+            console.print(shown, no_wrap=True, overflow="ellipsis")
+    table = Table("", "before", "after", box=None, pad_edge=False)
     measured = (
         ("held-out loss", "val_loss", "{:.3f}"),
         ("held-out exact match", "accuracy", "{:.1%}"),
@@ -504,7 +516,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
             table.add_row(label, *cells)
     console.print()
     console.print(table)
-    print(one_line(f"{results['steps']} optimizer steps; curves: {run / 'curves.png'}; everything: {run}"))
+    print(one_line(f"{results['steps']} optimizer steps, curves.png and all: {nearby(run)}"))
 
 
 def main() -> None:

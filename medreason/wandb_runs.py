@@ -45,7 +45,10 @@ def wandb_logger(config: TrainConfig, run: Path, swept: Mapping[str, str], ident
     }
     if identity:
         settings |= {"id": identity, "resume": "allow"}
-    return [WandbLogger(project=config.logger.project, save_dir=run, offline=offline, **settings)]
+    logger = WandbLogger(project=config.logger.project, save_dir=run, offline=offline, **settings)
+    if not offline:
+        say(f"W&B: {logger.experiment.url}")  # its run begins here
+    return [logger]
 
 
 def log_samples(samples: Sequence[Mapping[str, Any]], style: Format) -> None:

@@ -1,6 +1,7 @@
 """What tests share: no network, a cache of their own, the tiny model, rows of every length."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from medreason.command import composed
 from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision, Recompute
 from medreason.model import load_model, load_tokenizer
 from medreason.prompts import Example
+
+# a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real rows; tests that need them skip without
@@ -123,6 +127,7 @@ def taught_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path
     folder = tmp_path_factory.mktemp("taught")
     base = AutoModelForCausalLM.from_pretrained(local_path(TINY), dtype="auto")
     base.lm_head.weight.data *= 20  # else no hidden state could be sure of a token
+    base = base.to(torch.bfloat16).float()  # the same weights on a CPU that holds 16 bits in bfloat16 as on another
     base.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
     settings = [f"model.path={folder}/base", "data.row_tokens=256", "lora.r=16", "lora.alpha=32"]

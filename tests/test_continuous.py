@@ -44,8 +44,12 @@ def test_the_merged_model_is_the_trained_one(run: Path, tokenizer: Any, prompts:
 def test_answers_equal_those_of_plain_batches(run: Path, tokenizer: Any, prompts: list[str]) -> None:
     model = load_merged(run_config(run), run / "adapter")
     plain = dict(write_in_batches(model, tokenizer, prompts, max_new_tokens=12, batch_size=2))
-    continuous = dict(write_continuously(model, tokenizer, prompts, max_new_tokens=12, memory_share=0.01))
+    told: list[int] = []
+    continuous = dict(
+        write_continuously(model, tokenizer, prompts, max_new_tokens=12, memory_share=0.01, progress=told.append)
+    )
     assert continuous == plain
+    assert len(told) >= len(prompts) and 4 * 12 <= told[-1] <= 5 * 12  # the prompt asked twice may be read as one
     assert sorted(continuous) == [0, 1, 2, 3, 4] and continuous[0] == continuous[3]
 
 

@@ -23,7 +23,7 @@ from medreason.config import ConfigError, ServeConfig
 from medreason.disk import describe_full, disk_full, whole_file, whole_folder
 from medreason.model import load_tokenizer
 from medreason.preflight import check_safetensors
-from medreason.run_directory import metrics_logger, read_cells
+from medreason.run_directory import metrics_logger, read_cells, read_metrics, series
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -184,7 +184,8 @@ def test_a_directory_that_cannot_be_made_is_refused_in_one_line(
     with pytest.raises(SystemExit) as ended:
         command(pytest.fail, "serve", ServeConfig)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == f"medreason.serve: {tmp_path}/file/run: Not a directory\n"
+    told = capsys.readouterr().err
+    assert told.startswith(f"medreason.serve: {tmp_path}/file/run: Not a directory; ") and told.count("\n") == 1
 
 
 def test_a_row_of_metrics_that_a_full_disk_has_cut_is_left_out_of_a_resumed_run(tmp_path: Path) -> None:
@@ -194,3 +195,13 @@ def test_a_row_of_metrics_that_a_full_disk_has_cut_is_left_out_of_a_resumed_run(
     logger = metrics_logger(tmp_path / "resumed", checkpoint)
     logger.save()
     assert [row["step"] for row in read_cells(tmp_path / "resumed" / "metrics.csv")] == ["0", "1"]
+
+
+def test_a_resumed_run_keeps_the_validation_that_its_checkpoint_was_saved_after(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"global_step": 2}, checkpoint)
+    rows = ["0,0,,2.0", "0,0,1.5,", "0,1,1.25,", "0,2,,1.4", "0,2,1.1,", "0,3,,1.2"]  # two steps were lost
+    (tmp_path / "metrics.csv").write_text("\n".join(["epoch,step,train/loss,val/loss", *rows]) + "\n")
+    metrics_logger(tmp_path / "resumed", checkpoint).save()
+    kept = read_metrics(tmp_path / "resumed" / "metrics.csv")
+    assert series(kept, "train/loss") == ([0, 1], [1.5, 1.25]) and series(kept, "val/loss") == ([0, 2], [2.0, 1.4])

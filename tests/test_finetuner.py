@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 
-from medreason.callbacks import Step, StepBar, StepMetrics
+from medreason.callbacks import Step, StepLine, StepMetrics
 from medreason.config import Algorithm, Decay, Format, OptimConfig, RunFailed
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
@@ -82,7 +82,8 @@ def test_each_step_is_written_with_its_own_numbers(
     metrics = StepMetrics(model)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=3, accumulate_grad_batches=2, logger=logger, log_every_n_steps=0,
-        callbacks=[metrics, StepBar(metrics)], enable_model_summary=False, enable_checkpointing=False,
+        callbacks=[metrics, StepLine(metrics, 3)], enable_model_summary=False, enable_checkpointing=False,
+        enable_progress_bar=False,
     )  # fmt: skip
     trainer.fit(Finetuner(model, OPTIM, 3), loader)
     rows = logger.rows

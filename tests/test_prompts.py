@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from medreason.config import Format
+from medreason.config import Columns, Format
 from medreason.documents import tokenize
 from medreason.prompts import (
     Answer,
@@ -16,7 +16,7 @@ from medreason.prompts import (
     response_template,
     served_chat_template,
 )
-from medreason.records import from_messages
+from medreason.records import Rejects, read_examples
 
 EXAMPLE = Example("What is low here?", "The pH is low.\n\nSo it is acid.", "Acidosis.")
 
@@ -154,7 +154,8 @@ def test_mistrals_template_joins_a_system_turn_to_the_first_user_turn(tokenizer:
     assert told(tokenizer, "system: ", "user: Why?") == "<s>[INST] Why?[/INST]"
     # it is read as rows with a system turn are learned
     row = {"messages": [{"role": role, "content": role} for role in ("system", "user", "assistant")]}
-    question = from_messages(row, Format.think).question
+    [(_, learned)], _ = read_examples([(1, row)], Columns(), Format.think, 1000, "rows", Rejects())
+    question = learned.question
     assert told(tokenizer, "system: system", "user: user") == prompt_text(tokenizer, question, Format.think)
 
 

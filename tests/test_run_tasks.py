@@ -3,9 +3,10 @@ from pathlib import Path
 
 from conftest import data_config, write_rows
 from medreason.clinical_cases import KINDS, generate_cases
+from medreason.command import composed
 from medreason.corpus import read_split
 from medreason.prompts import Example
-from medreason.run_tasks import learned, run_task, seen_in_training
+from medreason.run_tasks import learned, run_task, seen_in_training, taught_kinds
 from medreason.tasks import Kind, Question, make_task
 from medreason.wording import normal
 
@@ -32,6 +33,14 @@ def test_clinical_cases_are_the_same_for_every_run_but_for_those_it_learned(rows
     learned_ids = {one.id for one in task.questions[:30] if normal(one.question) in
                    {normal(each.question) for each in learned(other)}}  # fmt: skip
     assert learned_ids and not learned_ids & left
+
+
+def test_clinical_cases_are_of_the_kinds_that_the_run_was_taught() -> None:
+    quickstart = composed("experiments=quickstart").data
+    task = run_task("clinical_cases", None, taught_kinds(quickstart))
+    assert {one.subject for one in task.questions} == {"kidney_stage", "body_mass", "diabetes"}
+    assert taught_kinds(replace(quickstart, case_kinds=None)) == tuple(KINDS)
+    assert taught_kinds(composed("data=local", "data.path=rows.jsonl").data) == tuple(KINDS)
 
 
 def test_a_question_whose_words_were_learned_is_named() -> None:

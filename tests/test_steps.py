@@ -58,8 +58,8 @@ class Numbers(Logger):
         pass
 
     def steps(self, name: str) -> list[int]:
-        """Optimizer steps behind each number, the one that it was logged at included."""
-        return [step + 1 for known, step in self.found if known == name]
+        """Optimizer steps behind each number, for a training loss its own step included."""
+        return [step + name.startswith("train/") for known, step in self.found if known == name]
 
 
 class Run:
@@ -106,7 +106,7 @@ class Run:
 
     def from_step(self, step: int) -> dict[tuple[str, int], float]:
         """What was logged once `step` steps were behind it, and its validation told."""
-        return {key: value for key, value in self.logger.found.items() if key[1] >= step}
+        return {key: value for key, value in self.logger.found.items() if key[1] >= step + (key[0] == "val/loss")}
 
     def weights(self) -> list[torch.Tensor]:
         return list(self.model.state_dict().values())

@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from conftest import SHARED
+from conftest import ROOT, SHARED
 from medreason import tasks
 from medreason.config import ConfigError
 from medreason.tasks import (
@@ -285,3 +286,34 @@ def test_the_real_benchmarks_are_read_whole(file: str, count: int, subjects: int
     assert len(task.questions) == count and len({question.subject for question in task.questions}) == subjects
     assert all(bool(question.context) == file.startswith("mcq_pubmedqa") for question in task.questions)
     assert all(question.options[question.answer] in reasoning_prompt(question) for question in task.questions)
+
+
+DOCUMENTED = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+
+
+def documented(kind: str, place: int, folder: Path) -> tuple[Question, ...]:
+    """The questions of an example in docs/benchmarks.md."""
+    file = folder / f"{place}.{kind}"
+    file.write_text(re.findall(rf"^```{kind}\n(.*?)^```", DOCUMENTED, re.M | re.S)[place], encoding="utf-8")
+    return read_task(str(file)).questions
+
+
+def test_every_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -> None:
+    vitamins = {"A": "Vitamin A", "B": "Vitamin C", "C": "Vitamin D"}
+    organs = {"A": "The liver", "B": "The pancreas"}
+    trial = "Of 100 patients, 62 recovered, and 41 of 100 without it."
+    assert documented("jsonl", 0, tmp_path) == (
+        Question("scurvy", "Which vitamin prevents scurvy?", vitamins, "B", "diet", ""),
+        Question("2", "Which organ makes insulin?", organs, "B", "", ""),
+        Question("3", "Did the treatment help?", {"A": "yes", "B": "no", "C": "maybe"}, "A", "", trial),
+    )
+    table, medmcqa = documented("csv", 0, tmp_path), documented("csv", 1, tmp_path)
+    assert [(one.options, one.answer) for one in table] == [(vitamins, "B"), (organs, "B")]
+    assert [(one.options, one.answer, one.subject) for one in medmcqa] == [
+        (vitamins | {"D": "Vitamin K"}, "B", "Biochemistry")
+    ]
+
+
+def test_the_documentation_names_every_column_that_is_read() -> None:
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in DOCUMENTED.splitlines() if "|" in line)))
+    assert named == {"question", "options", "choices", "answer", "id", "subject", "context"}
