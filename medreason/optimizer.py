@@ -59,6 +59,8 @@ def rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
 def describe_course(config: OptimConfig, behind: int, planned: int, total_steps: int) -> str:
     """A line on the learning rate from here on, of a run that was planned for another number of steps."""
     before, now = (rate_at(config, behind, steps) for steps in (planned, total_steps))
+    if before == now and config.decay is Decay.constant:
+        return f"learning rate: it stays {now:.2e}, to step {total_steps} instead of {planned}"
     then = {Decay.linear: "falls in a line to 0", Decay.cosine: "falls along a cosine to 0", Decay.constant: "stays"}
     return (
         f"learning rate: it was to end at step {planned} and ends at step {total_steps} now; it goes on with {now:.2e} "
