@@ -24,7 +24,7 @@ from medreason.disk import whole_folder
 from medreason.outside import literal, one_line
 from medreason.overrides import command_line, override
 from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
-from medreason.preflight import check_run, check_steps, lightning_precision
+from medreason.preflight import check_logger, check_run, check_steps, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
 from medreason.run_directory import (
     ADAPTER,
@@ -58,6 +58,7 @@ def train(config: TrainConfig) -> None:
     check_run(config)
     if config.logger.kind is LoggerKind.wandb:
         check_wandb(config.logger)
+    check_logger(config.logger)
     resumed = resolve_checkpoint(config.ckpt, run)
     if resumed is not None:
         check_resumed(config, resumed)
@@ -270,6 +271,7 @@ def fit(
         peak_memory_gib,
     )
     from medreason.finetuner import AdapterMismatch, Finetuner
+    from medreason.loggers import outside_logger
     from medreason.run_directory import draw_curves, metrics_logger
     from medreason.sample_answers import SampleAnswers
     from medreason.trial import reports
@@ -280,9 +282,11 @@ def fit(
     accumulate = config.trainer.accumulate
     loggers = []
     if first_process():
-        loggers = [metrics_logger(run, resumed), *wandb_logger(config, run, record["swept"], record["wandb_id"])]
+        metrics_file = metrics_logger(run, resumed)
+        loggers = [metrics_file, *wandb_logger(config, run, record["swept"], record["wandb_id"])]
         # a logger has no version before its run has begun
         record["wandb_id"] = loggers[1].experiment.id if len(loggers) > 1 else None
+        loggers += outside_logger(config, run, record["swept"], metrics_file.experiment.metrics)
     asked = data.split.examples(data.split.validation[: config.trainer.answer_questions])
     samples = SampleAnswers(config, tokenizer, asked, run / "samples.json", resumed=resumed is not None)
     metrics = StepMetrics(model)

@@ -46,7 +46,7 @@ def test_a_named_run_wins_over_the_defaults_and_the_command_line_over_both() -> 
         ("trainer.precision=bf16-true", "trainer.precision must be auto, 32-true, bf16-mixed or 16-mixed"),
         ("monitor=val/los", "monitor must be one of val/loss, train/loss, got 'val/los'"),
         ("optim.decay=quadratic", "expected one of [linear, cosine, constant]; full_key: optim.decay"),
-        ("model=mistral_8b", "Could not find 'model/mistral_8b'; Available options in 'model': mistral_7b"),
+        ("model=mistral_8b", "Could not find 'model/mistral_8b'; Available options in 'model': llama31_8b"),
         ("experiments=quick", "Could not find 'experiments/quick'; Available options in 'experiments': "),
         ("data=local", "data.path must name a file or a hub data set (data.path=FILE), got None"),
         ("model.path=./nowhere", "model.path=./nowhere: no such folder"),
