@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medreason import resume
 from medreason.cache import cache_folder
 from medreason.config import DOLLAR, ConfigError, RunFailed, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
@@ -59,6 +60,8 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
     speak_safely()
     try:
         settle_words(schema)
+        if schema is TrainConfig:
+            resume.settle_folder(name)
     except ConfigError as error:
         refuse(name, error, schema)
     if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
@@ -75,7 +78,7 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
         begun.append(True)
         # Refused in here, not in the outer handler: on its way out Hydra would add a report of its own.
         try:
-            task(load(config, schema))
+            task(settings(config, schema))
         except Exception as error:
             told = as_mistake(error, config.get("output"), config.get("run"))
             if told is None:
@@ -193,12 +196,19 @@ def refuse(name: str, error: Exception, schema: type) -> NoReturn:
 
 
 def discard(run: Path) -> None:
-    """Removes a run directory in which nothing but Hydra's own record, and a log of the mistake, stand yet."""
+    """Removes a run directory in which nothing but Hydra's own record, a lock, and a log of the mistake stand yet."""
     entries = {entry.name for entry in run.iterdir()}
-    if ".hydra" in entries and entries <= {".hydra", "train.log"}:
-        (run / "train.log").unlink(missing_ok=True)
-        shutil.rmtree(run / ".hydra")
-        run.rmdir()
+    if ".hydra" in entries and entries <= {".hydra", ".lock", "train.log"}:
+        shutil.rmtree(run)
+
+
+def settings(config: DictConfig, schema: type[Config]) -> Config:
+    """The typed configuration of a command: as composed, or of the run that it goes on with."""
+    if schema is not TrainConfig or config.get("resume") is None:
+        return load(config, schema)
+    resumed = resume.resumed_settings(config, list(HydraConfig.get().overrides.task))
+    assert isinstance(resumed, schema)
+    return resumed
 
 
 def load(config: DictConfig, schema: type[Config]) -> Config:

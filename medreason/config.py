@@ -518,6 +518,7 @@ class TrainConfig:
     seed: int  # weights of LoRA, dropout
     monitor: str  # the metric that picks the best checkpoint
     ckpt: str | None  # a checkpoint to resume from, or `last`: the newest one of the runs beside this one
+    resume: str | None  # a run to go on with in its own folder, with its own settings; `last`: the newest under runs/
 
     def __post_init__(self) -> None:
         check(self.monitor in MONITORED, "monitor", f"be one of {', '.join(MONITORED)}", self.monitor)
@@ -525,6 +526,7 @@ class TrainConfig:
         if self.ckpt is not None:
             check(bool(self.ckpt.strip()), "ckpt", "name a checkpoint, be last or null", self.ckpt)
             self.ckpt = place("ckpt", self.ckpt)
+        settle_places(self, "resume")
         self.check_engine()
 
     def check_engine(self) -> None:
@@ -544,6 +546,10 @@ class TrainConfig:
         check(not unknown, "lora.target_modules", rule, unknown)
         rule = "be auto, 32-true or bf16-mixed with model.precision=fp8 or bf16"
         check(self.trainer.precision != "16-mixed", "trainer.precision", rule, self.trainer.precision)
+
+
+# settings that runs of earlier releases lack, with what those runs did
+NEWER = {"resume": None, "trainer.patience": None}
 
 
 @dataclass

@@ -79,6 +79,7 @@ def describe_full(error: BaseException, *folders: Path) -> str:
         folders = (Path(error.filename).absolute().parent,)
     full = [folder for folder in folders if folder.is_dir() and shutil.disk_usage(folder).free < SPARE]
     names = ", ".join(map(str, dict.fromkeys(full or folders)))
-    last = [path for folder in folders if (path := folder / "checkpoints" / "last.ckpt").is_file()]
-    again = f"go on with ckpt={last[0]}" if last else "repeat the command"
+    begun = [folder for folder in folders if (folder / "checkpoints" / "last.ckpt").is_file()]
+    own = [folder for folder in begun if not (folder / "trial.json").is_file()]  # a sweep's command goes on with it
+    again = f"go on with resume={own[0]}" if own else "repeat the command"
     return f"no space left to write in {names}; what was written before is whole: free some, and {again}"

@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from medreason.config import OptimConfig, RunFailed
 from medreason.datamodule import PackedBatch
 from medreason.model import summed_loss
-from medreason.optimizer import build_optimizer, build_schedule
+from medreason.optimizer import build_optimizer, build_schedule, settle_rates
 from medreason.progress import say
 
 
@@ -61,6 +61,10 @@ class Finetuner(L.LightningModule):
         if self.scaler is not None:
             # Unsloth's cross entropy makes gradients in its forward pass: unscaled ones would vanish there
             self.model.get_base_model().accelerator_scaler = self.scaler
+
+    def on_train_start(self) -> None:
+        schedule: Any = self.lr_schedulers()
+        settle_rates(schedule)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
         share = summed_loss(self.model, batch) / batch.step_targets

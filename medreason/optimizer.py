@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from medreason.config import Algorithm, Decay, OptimConfig
 
@@ -40,10 +41,35 @@ def build_optimizer(
     return AdamW(groups, fused=not scaled, **settings)
 
 
-def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: int) -> LRScheduler:
+def settle_rates(schedule: LambdaLR) -> None:
+    """Puts each learning rate where the schedule has it at its step.
+
+    A resumed optimizer brings the rate of the course that its run was on; a run that is longer now has another one.
+    """
+    for group, base, share in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True):
+        group["lr"] = base * share(schedule.last_epoch)
+
+
+def rate_at(config: OptimConfig, step: int, total_steps: int) -> float:
+    """The learning rate of a run with `step` of its optimizer steps behind it."""
+    schedule = build_schedule(AdamW([nn.Parameter(torch.zeros(1))], lr=config.lr), config, total_steps)
+    return float(config.lr * schedule.lr_lambdas[0](step))
+
+
+def describe_course(config: OptimConfig, behind: int, planned: int, total_steps: int) -> str:
+    """A line on the learning rate from here on, of a run that was planned for another number of steps."""
+    before, now = (rate_at(config, behind, steps) for steps in (planned, total_steps))
+    then = {Decay.linear: "falls in a line to 0", Decay.cosine: "falls along a cosine to 0", Decay.constant: "stays"}
+    return (
+        f"learning rate: it was to end at step {planned} and ends at step {total_steps} now; it goes on with {now:.2e} "
+        f"(it would have been {before:.2e}) and {then[config.decay]}"
+    )
+
+
+def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: int) -> LambdaLR:
     """Linear warm-up, then the decay, per optimizer step."""
     from transformers import get_scheduler
 
     name = {Decay.linear: "linear", Decay.cosine: "cosine", Decay.constant: "constant_with_warmup"}[config.decay]
-    schedule: LRScheduler = get_scheduler(name, optimizer, config.warmup_steps, total_steps)
+    schedule: LambdaLR = get_scheduler(name, optimizer, config.warmup_steps, total_steps)
     return schedule

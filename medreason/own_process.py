@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+from medreason.config import ConfigError
 from medreason.overrides import override
 from medreason.progress import say
 from medreason.run_directory import read_json, read_metrics, series, write_json
@@ -47,6 +48,31 @@ def claim(run: Path) -> Iterator[int | None]:
         return
     try:
         yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Holds a run directory. Raises ConfigError where another process trains there.
+
+    A process that a sweep or another one started for this run leaves that to it.
+    """
+    if one_of_several() or (run / "trial.json").is_file():
+        yield
+        return
+    descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"{run}: another process trains there; end it first, or give another hydra.run.dir"
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
     finally:
         os.close(descriptor)
 

@@ -25,7 +25,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from medreason.config import DOLLAR, Checkpoint, ConfigError, TrainConfig, typed
+from medreason.config import DOLLAR, NEWER, Checkpoint, ConfigError, TrainConfig, typed
 from medreason.disk import digest_of, whole_file
 from medreason.outside import drawn, pyplot
 from medreason.overrides import literal
@@ -41,6 +41,11 @@ COLUMNS = (  # in the order into which Lightning sorts them
     "train/targets_per_second", "train/tokens", "train/tokens_per_second", "val/accuracy", "val/format", "val/loss",
     "val/time_share", "val/tokens",
 )  # fmt: skip
+
+
+def nearby(run: Path) -> str:
+    """A folder's path as short as it can be given from here."""
+    return os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run)
 
 
 def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
@@ -94,6 +99,12 @@ def run_config(run: Path) -> TrainConfig:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))  # safe: tags that would make objects are errors
         if not isinstance(values, dict):
             raise ConfigError("no settings in it")
+        for name, usual in NEWER.items():
+            *groups, last = name.split(".")
+            group = values
+            for each in groups:
+                group = group[each] if isinstance(group.get(each), dict) else {}
+            group.setdefault(last, usual)
         return typed(TrainConfig, values)
     except (OSError, OmegaConfBaseException, RecursionError, ValueError, yaml.YAMLError) as error:
         said = " ".join(str(error).replace(DOLLAR, "$").splitlines()[:2]) or type(error).__name__

@@ -23,19 +23,22 @@ from medreason.corpus import read_split
 from medreason.disk import whole_folder
 from medreason.outside import literal, one_line
 from medreason.overrides import command_line, override
-from medreason.own_process import carry_out, describe_exit, one_of_several, run_command
+from medreason.own_process import alone, carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_logger, check_run, check_steps, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
+from medreason.resume import nothing_left, repeated
 from medreason.run_directory import (
     ADAPTER,
     LAST_ADAPTER,
     check_resumed,
     checkpoint_position,
     checkpoint_step,
+    nearby,
     provenance,
     read_json,
     repeatable,
     resolve_checkpoint,
+    run_config,
     write_json,
     write_settings,
 )
@@ -53,6 +56,15 @@ if TYPE_CHECKING:
 @logged("train.log")
 def train(config: TrainConfig) -> None:
     run = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is not None and not one_of_several() and (line := nothing_left(config, run)):
+        say(line)
+        return
+    with alone(run):
+        train_alone(config, run)
+
+
+def train_alone(config: TrainConfig, run: Path) -> None:
+    """Trains in a directory that no other process trains in."""
     if child_output() is not None and not one_of_several():  # somebody may be looking
         say(f"log: {nearby(run)}/train.log")
     check_run(config)
@@ -70,7 +82,7 @@ def train(config: TrainConfig) -> None:
         prepared(
             config, split, resumed, lambda line: None
         )  # a mistake is told once, and here; the processes find it made
-        train_on_several(config, run)
+        train_on_several(config, run, resumed)
     else:
         train_here(config, run, resumed, split)
 
@@ -94,17 +106,46 @@ def prepared(
             raise ConfigError(f"ckpt={resumed}: {error}; resume with the settings it was trained with") from error
     total_steps = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
     behind = checkpoint_step(resumed) if resumed is not None else 0
+    for line in planned_otherwise(config, data, total_steps, resumed, behind):
+        say(line)
     for line in check_steps(config, len(loader.rows), total_steps, resumed, behind):
         say(line)
     return tokenizer, data
 
 
-def train_on_several(config: TrainConfig, run: Path) -> None:
+def planned_otherwise(
+    config: TrainConfig, data: "MedicalReasoningData", total_steps: int, resumed: Path | None, behind: int
+) -> list[str]:
+    """A line on the learning rate's new course where a run is resumed that was planned for another number of steps."""
+    try:
+        earlier = None if resumed is None else run_config(resumed.parent.parent)
+    except ConfigError:  # a checkpoint without its run
+        earlier = None
+    if earlier is None or behind >= total_steps:
+        return []
+    trainer = earlier.trainer
+    from medreason.optimizer import describe_course
+
+    planned = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
+    return [] if planned == total_steps else [describe_course(config.optim, behind, planned, total_steps)]
+
+
+def overrides_of(config: TrainConfig, run: Path) -> list[str]:
+    """The overrides that train this run again, from its beginning."""
+    given = list(HydraConfig.get().overrides.task)
+    return repeatable(given if config.resume is None else repeated(given, run))
+
+
+def train_on_several(config: TrainConfig, run: Path, resumed: Path | None) -> None:
     """Trains with a process for each device. Raises RunFailed with what the first of them put on record."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
-    start = {"status": "starting", "swept": swept_settings(), "overrides": repeatable(overrides)}
-    write_json(run / "run.json", start)
+    earlier = read_json(run / "run.json") if resumed is not None and resumed.is_relative_to(run) else {}
+    swept = swept_settings() or mapping(earlier.get("swept"))
+    write_json(
+        run / "run.json",
+        earlier | {"status": "starting", "swept": swept, "overrides": overrides_of(config, run)},
+    )
     say(f"starting {config.trainer.devices} processes")
     log = run / "train.log"
     behind = log.stat().st_size if log.is_file() else 0
@@ -143,8 +184,11 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         "status": "running",
         "started": earlier.get("started") if goes_on else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         **provenance(),
-        "overrides": given.get("overrides") or repeatable(HydraConfig.get().overrides.task),
-        "swept": given.get("swept") or swept_settings() or agent_parameters(),
+        "overrides": given.get("overrides") or overrides_of(config, run),
+        "swept": given.get("swept")
+        or swept_settings()
+        or agent_parameters()
+        or (mapping(earlier.get("swept")) if goes_on else {}),
         "resumed_from": str(resumed) if resumed else None,
         "wandb_id": earlier.get("wandb_id") if goes_on else None,
         "data": {
@@ -189,12 +233,10 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         say(f"pruned: other trials of the sweep had a lower {config.monitor} by now")
     except (KeyboardInterrupt, SystemExit, Stopped) as error:  # Lightning makes SystemExit of KeyboardInterrupt
         record["status"] = "interrupted"
-        again = [one for one in record["overrides"] if not one.startswith("ckpt=")]
         if not isinstance(error, Stopped):
             say("stopped")
         elif not (run / "trial.json").is_file():
-            checkpoint = run / "checkpoints" / "last.ckpt"
-            goes_on_with = command_line("train", [*again, override("ckpt", checkpoint)])
+            goes_on_with = command_line("train", [override("resume", nearby(run))])
             say(f"stopped after step {error}; it goes on with: {goes_on_with}")
         if "WANDB_SWEEP_ID" in os.environ:
             record["status"] = "pruned"  # so W&B stops a hopeless run; its agent would count an exit code as a failure
@@ -439,11 +481,6 @@ def taught(model: Any) -> bool:
 def save_config(config: TrainConfig, run: Path) -> None:
     """RUN/config.yaml: every setting as the run has it."""
     write_settings(config, run / "config.yaml")
-
-
-def nearby(run: Path) -> str:
-    """A folder's path as short as it can be given from here."""
-    return os.path.relpath(run) if run.is_relative_to(Path.cwd()) else str(run)
 
 
 def summarize(run: Path, results: dict[str, Any], style: Format) -> None:

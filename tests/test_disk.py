@@ -78,7 +78,7 @@ def test_a_full_disk_is_named_with_how_to_go_on(tmp_path: Path) -> None:
     assert str(tmp_path) in describe_full(FULL, tmp_path) and "repeat the command" in describe_full(FULL, tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert describe_full(FULL, tmp_path).endswith(f"go on with ckpt={tmp_path}/checkpoints/last.ckpt")
+    assert describe_full(FULL, tmp_path).endswith(f"go on with resume={tmp_path}")
 
 
 def test_a_checkpoint_is_written_beside_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

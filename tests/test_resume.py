@@ -13,12 +13,14 @@ import torch
 
 from conftest import ROOT, run_train, tiny_run
 from medreason.config import Format
+from medreason.run_directory import run_config
 
 LENGTH = [
     "trainer.max_steps=14",
     "trainer.max_epochs=2",
     "trainer.validate_every_steps=6",
     "trainer.checkpoint_every_steps=4",
+    "optim.warmup_steps=5",
 ]
 
 
@@ -83,11 +85,46 @@ def test_a_run_stopped_by_ctrl_c_saves_its_step_and_goes_on_with_the_command_it_
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    before = json.loads((run / "run.json").read_text())
     told = next(line for line in said.splitlines() if "it goes on with: " in line).partition("it goes on with: ")[2]
-    again = run_train(*shlex.split(told)[3:], f"hydra.run.dir={unbroken.parent / 'went_on'}")
+    assert told == f"python -m medreason.train resume={run}"
+    again = run_train(*shlex.split(told)[3:])
     assert again.returncode == 0, again.stderr[-3000:]
-    whole, resumed = logged(unbroken), logged(unbroken.parent / "went_on")
-    assert resumed["train/loss"] == whole["train/loss"]
+    whole, resumed = logged(unbroken), logged(run)
+    assert resumed == whole, "validations too"
+    after = json.loads((run / "run.json").read_text())
+    assert after["status"] == "finished" and after["results"]["steps"] == 14
+    assert [after[key] for key in ("started", "overrides", "swept")] == [
+        before[key] for key in ("started", "overrides", "swept")
+    ]
+
+
+def test_a_finished_run_says_so_and_trains_on_with_the_command_it_says(unbroken: Path) -> None:
+    """In the folder of the run that was stopped."""
+    run = unbroken.parent / "stopped"
+    said = run_train(f"resume={run}")
+    assert said.returncode == 0, said.stderr[-3000:]
+    (line,) = said.stdout.splitlines()
+    told = line.partition("to train on: ")[2]
+    assert "has finished, after 14 optimizer steps" in line and told.endswith(
+        "trainer.max_steps=28 trainer.max_epochs=4"
+    )
+    refused = run_train(f"resume={run}", "lora.r=3", "trainer.max_steps=28")
+    assert refused.returncode == 2 and "importing" not in refused.stdout
+    assert f"resume={run}: lora.r was 16, and is 3 here; a run goes on with" in refused.stderr.splitlines()[-1]
+    before = logged(run)
+    on = run_train(f"resume={run}", "trainer.max_steps=16", "trainer.patience=9")
+    assert on.returncode == 0, on.stderr[-3000:]
+    course = next(line for line in on.stdout.splitlines() if "learning rate: " in line)
+    assert "it was to end at step 14 and ends at step 16 now; it goes on with 1.82e-03" in course
+    after = logged(run)
+    assert list(after["train/loss"]) == [str(step) for step in range(16)]
+    assert {step: after["train/loss"][step] for step in before["train/loss"]} == before["train/loss"]
+    assert [float(after["train/lr"][step]) for step in ("14", "15")] == pytest.approx([2e-2 / 11, 1e-2 / 11])
+    record = json.loads((run / "run.json").read_text())
+    assert record["overrides"][-2:] == ["trainer.max_steps=16", "trainer.patience=9"]
+    assert sum(one.startswith("trainer.max_steps=") for one in record["overrides"]) == 1
+    assert run_config(run).trainer.max_steps == 16
 
 
 def test_last_finds_the_newest_checkpoint_and_another_rank_is_refused(unbroken: Path, rows_file: Path) -> None:
