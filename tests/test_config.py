@@ -7,7 +7,6 @@ from conftest import ROOT, composed, run_train
 from medreason.config import ConfigError
 from medreason.run_directory import run_config
 
-
 QUICK = 9  # seconds of work, whatever else the machine has to do: about 3 on two cores; an import of Unsloth takes more
 
 
