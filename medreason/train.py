@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -490,17 +491,20 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from medreason.clinical_cases import answers_match
     from medreason.prompts import parse_answer
 
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
+    exact = "accuracy_after" in results  # the answers can be checked
     for sample in samples[:2]:
         console.print()
         lines = [("Question", sample["question"], ""), ("Expected", sample["answer"], "")]
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when], style)
-                lines.append((when, parsed.answer or "(no answer)", parsed.reasoning or "none"))
+                mark = ("  (right)" if answers_match(parsed.answer, sample["answer"]) else "  (wrong)") if exact else ""
+                lines.append((when, (parsed.answer or "(no answer)") + mark, parsed.reasoning or "none"))
         for label, text, reasoning in lines:
             shown = literal(f"{label:8}  ", "bold") + literal(" ".join(text.split()))
             shown += literal("  reasoning: " + " ".join(reasoning.split()), "dim") if reasoning else literal("")
@@ -518,6 +522,9 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
                 for when in ("before", "after")
             ]
             table.add_row(label, *cells)
+    if exact:  # what a model scores that has learned nothing but which answer is frequent
+        frequent = Counter(sample["answer"] for sample in samples).most_common(1)[0][1] / len(samples)
+        table.add_row("always the same answer", *[f"{frequent:.1%}"] * 2)
     console.print()
     console.print(table)
     print(one_line(f"{results['steps']} optimizer steps, curves.png and all: {nearby(run)}"))
