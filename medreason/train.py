@@ -503,7 +503,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when], style)
-                mark = ("  (right)" if answers_match(parsed.answer, sample["answer"]) else "  (wrong)") if exact else ""
+                mark = (" (right)" if answers_match(parsed.answer, sample["answer"]) else " (wrong)") if exact else ""
                 lines.append((when, (parsed.answer or "(no answer)") + mark, parsed.reasoning or "none"))
         for label, text, reasoning in lines:
             shown = literal(f"{label:8}  ", "bold") + literal(" ".join(text.split()))

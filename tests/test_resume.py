@@ -184,8 +184,8 @@ def test_a_summary_says_what_is_right_and_what_always_the_same_answer_would_scor
     (tmp_path / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
     summarize(tmp_path, {"steps": 1, "val_loss_after": 1.0, "accuracy_after": 0.5}, Format.think)
     said = capsys.readouterr().out
-    assert "Stage G3b  (right)" in said and "Stage G3b  (wrong)" in said
-    assert "always the same answer  50.0%" in said
+    assert "Stage G3b (right)" in said and "Stage G3b (wrong)" in said
+    assert "always the same answer" in said and "50.0%" in said
 
 
 def test_a_finished_run_resumed_without_more_steps_still_measures_itself(
