@@ -19,6 +19,7 @@ from medreason.command import command
 from medreason.config import Batching, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
 from medreason.corpus import Split, read_split
 from medreason.json_lines import append_json_lines, mend_last_line, read_json_lines
+from medreason.model_card import write_cards
 from medreason.outside import one_line
 from medreason.preflight import check_installed, check_precision, check_server
 from medreason.progress import quieten, say
@@ -97,6 +98,7 @@ def evaluate(config: EvaluateConfig) -> None:
     write_json(folder / "scores.json", scores)
     draw(scores["scores"], folder / "scores.png")
     if answerer.run is not None:
+        write_cards(answerer.run)
         log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
     print(one_line(f"every answer: {folder}/*.jsonl; scores: {folder}/scores.json, {folder}/scores.png"))
