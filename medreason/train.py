@@ -22,6 +22,7 @@ from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, LoggerKind, Recompute, RunFailed, TrainConfig
 from medreason.corpus import read_split
 from medreason.disk import whole_folder
+from medreason.model_card import write_cards
 from medreason.outside import literal, one_line
 from medreason.overrides import command_line, override
 from medreason.own_process import alone, carry_out, describe_exit, one_of_several, run_command
@@ -46,6 +47,7 @@ from medreason.run_directory import (
 from medreason.run_log import child_output, logged, told_traceback
 from medreason.sweep_results import finite, mapping
 from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
+from medreason.what_next import after_run
 
 if TYPE_CHECKING:
     from medreason.corpus import Split
@@ -259,7 +261,10 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
                 write_json(run / "run.json", record)
         finish_wandb(failed=record["status"] not in ("finished", "pruned"))
     if record["status"] == "finished" and first_process():
+        write_cards(run)
         summarize(run, record["results"], config.data.format)
+        if not record["swept"]:  # one of many is gone on with by the sweep's end
+            print("next:", *after_run(run, config.data.source.value, config.data.path), sep="\n  ")
 
 
 def trained_tokens(config: TrainConfig, data: Any) -> int:
