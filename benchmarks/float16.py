@@ -38,7 +38,7 @@ def measure(way: str, model: str, rows: str, steps: int, more: tuple[str, ...]) 
             sys.executable, "-c", code, *preset, "data=local", f"data.path={rows}",
             "data.row_tokens=4096", "data.too_long=truncate", "trainer.accumulate=1", f"trainer.precision={precision}",
             "trainer.max_epochs=99", f"trainer.max_steps={steps}", f"trainer.validate_every_steps={steps}",
-            "trainer.answer_questions=0", f"hydra.run.dir={run}", *more,
+            "trainer.answer_questions=0", "optim.warmup_steps=5", f"hydra.run.dir={run}", *more,
         ])  # fmt: skip
         record = read_json(run / "run.json")
         if record.get("status") != "finished":

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the pac
 from medreason.run_directory import provenance, read_json, write_json
 
 PAIRS = (("rows_before", "rows_after"), ("rows_before", "four_orders"), ("cases_before", "cases_after"))
-TRAINED = ["optim=adamw", "trainer.accumulate=1", "trainer.max_epochs=999", "trainer.answer_questions=0"]
+TRAINED = ["optim=adamw", "optim.warmup_steps=5", "trainer.accumulate=1", "trainer.max_epochs=999",
+           "trainer.answer_questions=0"]  # fmt: skip
 WRITING = ["method=generate", "batching=static", "batch=100", "max_new_tokens=192"]
 
 

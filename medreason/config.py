@@ -274,6 +274,18 @@ def settle_places(settings: object, *names: str) -> None:
             setattr(settings, name, place(name, path))
 
 
+def share_or_steps(key: str, value: float, *, least: int = 1) -> float:
+    """A setting in optimizer steps: a share of the run's below 1, or a whole number of them. Raises ConfigError."""
+    rule = f"be a share of the run's steps (0.05), or a whole number of them, at least {least}"
+    check(0 < value < 1 or (value >= least and value % 1 == 0), key, rule, value)
+    return value if 0 < value < 1 else int(value)
+
+
+def steps_of(value: float, total_steps: int, *, least: int = 1) -> int:
+    """What share_or_steps means in a run of so many optimizer steps."""
+    return max(least, round(value * total_steps)) if 0 < value < 1 else int(value)
+
+
 # more of any of these is a slip
 MOST_STEPS = 10**9  # of optimizer steps, rows or questions that are counted
 MOST_TOKENS = 2**20  # of a row or an answer: no model reads more
@@ -339,7 +351,7 @@ class OptimConfig:
     betas: list[float]
     eps: float
     weight_decay: float
-    warmup_steps: int  # optimizer steps
+    warmup_steps: float  # optimizer steps; below 1: a share of the run's
     decay: Decay
     max_grad_norm: float  # 0: no clipping
 
@@ -350,12 +362,12 @@ class OptimConfig:
         check(good, "optim.betas", "be two numbers in [0, 1)", list(self.betas))
         check(self.eps > 0, "optim.eps", "be positive", self.eps)
         check(self.weight_decay >= 0, "optim.weight_decay", "not be negative", self.weight_decay)
-        check(self.warmup_steps >= 0, "optim.warmup_steps", "not be negative", self.warmup_steps)
         check(self.max_grad_norm >= 0, "optim.max_grad_norm", "not be negative", self.max_grad_norm)
         check_most(
             self, "optim.", lr=LARGEST, loraplus_ratio=1e6, eps=1, weight_decay=1e6, warmup_steps=MOST_STEPS,
             max_grad_norm=LARGEST,
         )  # fmt: skip
+        self.warmup_steps = share_or_steps("optim.warmup_steps", self.warmup_steps, least=0)
 
 
 @dataclass
@@ -459,8 +471,8 @@ class TrainerConfig:
     accumulate: int  # forward passes per optimizer step
     recompute: Recompute
     memory_gib: float | None  # the most of a GPU's memory that each process may take; null: all that is free
-    validate_every_steps: int  # optimizer steps between validations
-    checkpoint_every_steps: int  # optimizer steps between resumable checkpoints
+    validate_every_steps: float  # optimizer steps between validations; below 1: a share of the run's
+    checkpoint_every_steps: float  # optimizer steps between resumable checkpoints; below 1: a share of the run's
     patience: int | None  # validations in a row without a lower `monitor` after which training ends; null: never
     answer_questions: int  # held-out questions answered before, during and after training; 0: none
     answer_share: float  # of the time of training, the most that answering at validations may take; 0: none there
@@ -478,7 +490,7 @@ class TrainerConfig:
         check(self.max_epochs > 0, "trainer.max_epochs", "be positive", self.max_epochs)
         check(self.max_steps == -1 or self.max_steps > 0, "trainer.max_steps", "be positive or -1", self.max_steps)
         check(self.memory_gib is None or self.memory_gib > 0, "trainer.memory_gib", "be positive", self.memory_gib)
-        for name in ("devices", "rows_per_batch", "accumulate", "validate_every_steps", "checkpoint_every_steps"):
+        for name in ("devices", "rows_per_batch", "accumulate"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
         check(self.patience is None or self.patience > 0, "trainer.patience", "be positive or null", self.patience)
         check(self.answer_questions >= 0, "trainer.answer_questions", "not be negative", self.answer_questions)
@@ -491,6 +503,8 @@ class TrainerConfig:
             checkpoint_every_steps=MOST_STEPS, patience=MOST_STEPS, answer_questions=MOST_STEPS,
             answer_batch=MOST_AT_ONCE, max_answer_tokens=MOST_TOKENS,
         )  # fmt: skip
+        for name in ("validate_every_steps", "checkpoint_every_steps"):
+            setattr(self, name, share_or_steps(f"trainer.{name}", getattr(self, name)))
 
 
 @dataclass
@@ -697,7 +711,7 @@ class SearchConfig(TrialsConfig):
 
     sampler: Sampler
     pruner: Pruner
-    min_steps: int  # optimizer steps that every trial may take
+    min_steps: float  # optimizer steps that every trial may take; below 1: a share of a trial's
     reduction_factor: int  # of asha and hyperband
     trials: int | None  # budget: trials, those before an interruption included
     tokens: int | None  # budget: tokens trained on by all trials
@@ -707,7 +721,6 @@ class SearchConfig(TrialsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.min_steps > 0, "hydra.sweeper.min_steps", "be positive", self.min_steps)
         check(self.reduction_factor > 1, "hydra.sweeper.reduction_factor", "be at least 2", self.reduction_factor)
         budgets = {"trials": self.trials, "tokens": self.tokens, "hours": self.hours}
         for name, budget in budgets.items():
@@ -721,6 +734,7 @@ class SearchConfig(TrialsConfig):
             tokens=10**18,
             hours=10**6,
         )
+        self.min_steps = share_or_steps("hydra.sweeper.min_steps", self.min_steps)
         check(0 <= self.seed < SEEDS, "hydra.sweeper.seed", f"be in 0 to {SEEDS - 1}", self.seed)
         check(any(budgets.values()), "hydra.sweeper.trials", "be given, or tokens, or hours: else it never ends", None)
 

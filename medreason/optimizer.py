@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from medreason.config import Algorithm, Decay, OptimConfig
+from medreason.config import Algorithm, Decay, OptimConfig, steps_of
 
 
 def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
@@ -71,5 +71,6 @@ def build_schedule(optimizer: Optimizer, config: OptimConfig, total_steps: int) 
     from transformers import get_scheduler
 
     name = {Decay.linear: "linear", Decay.cosine: "cosine", Decay.constant: "constant_with_warmup"}[config.decay]
-    schedule: LambdaLR = get_scheduler(name, optimizer, config.warmup_steps, total_steps)
+    warmup = steps_of(config.warmup_steps, total_steps, least=0)
+    schedule: LambdaLR = get_scheduler(name, optimizer, warmup, total_steps)
     return schedule

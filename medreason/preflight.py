@@ -17,10 +17,12 @@ from medreason.config import (
     LoggerConfig,
     LoggerKind,
     ModelConfig,
+    Packing,
     Precision,
     TrainConfig,
     TrainerConfig,
     check,
+    steps_of,
 )
 from medreason.hub import NotAllowed, check_readable
 from medreason.prompts import FORMATS
@@ -215,7 +217,8 @@ def check_steps(config: TrainConfig, rows: int, total_steps: int, resumed: Path 
     `rows` are those of an epoch, `total_steps` the run's optimizer steps, `behind` those of a checkpoint that it is
     resumed from. Raises ConfigError where no step would teach anything.
     """
-    trainer, warmup = config.trainer, config.optim.warmup_steps
+    trainer, warmup = config.trainer, steps_of(config.optim.warmup_steps, total_steps, least=0)
+    asked = config.optim.warmup_steps
     found = []
     if behind > total_steps:
         raise ConfigError(
@@ -229,12 +232,12 @@ def check_steps(config: TrainConfig, rows: int, total_steps: int, resumed: Path 
         )
     elif warmup and total_steps == 1:
         raise ConfigError(
-            f"optim.warmup_steps={warmup}: the one optimizer step of this run ({count(rows, 'row')}) would have a "
+            f"optim.warmup_steps={asked}: the one optimizer step of this run ({count(rows, 'row')}) would have a "
             "learning rate of 0; set optim.warmup_steps=0, or train for more (trainer.max_epochs, data.row_tokens)"
         )
     elif warmup >= total_steps:
         found.append(
-            f"optim.warmup_steps={warmup} is no shorter than the run of {total_steps} optimizer steps: the learning "
+            f"optim.warmup_steps={asked} is no shorter than the run of {total_steps} optimizer steps: the learning "
             f"rate gets to {(total_steps - 1) / warmup:.0%} of optim.lr at most; lower it"
         )
     if trainer.max_steps > total_steps:
@@ -247,6 +250,37 @@ def check_steps(config: TrainConfig, rows: int, total_steps: int, resumed: Path 
         found.append(
             f"an optimizer step asks for {together} rows (trainer.rows_per_batch x accumulate x devices), and an epoch "
             f"has {rows}: each step takes these"
+        )
+    return found
+
+
+FEW_STEPS, FEW_HELD_OUT = 30, 10
+
+
+def describe_few(config: TrainConfig, rows: int, total_steps: int, longest: int, held_out: int) -> list[str]:
+    """Lines on a run that makes few optimizer steps, or has little to pick the best of them by, and what gives more.
+
+    `rows` are those of an epoch, `longest` the tokens of the longest document, `held_out` documents.
+    """
+    trainer, data, found = config.trainer, config.data, []
+    if total_steps < FEW_STEPS and total_steps != trainer.max_steps:
+        together = trainer.rows_per_batch * trainer.devices * trainer.accumulate
+        an_epoch = -(-rows // together)
+        epochs = -(-FEW_STEPS // an_epoch)
+        ways = [f"trainer.max_epochs={epochs} makes {epochs * an_epoch}"]
+        if trainer.accumulate > 1:
+            steps = trainer.max_epochs * -(-rows * trainer.accumulate // together)
+            ways.append(f"trainer.accumulate=1 {steps}")
+        tokens = data.row_tokens
+        while tokens // 2 >= longest and total_steps * data.row_tokens / tokens < FEW_STEPS:
+            tokens //= 2
+        if data.packing is Packing.best_fit and tokens < data.row_tokens:
+            ways.append(f"data.row_tokens={tokens} about {total_steps * data.row_tokens // tokens}")
+        found.append(f"{count(total_steps, 'optimizer step')}: few to learn from; {', '.join(ways)}")
+    if held_out < FEW_HELD_OUT and held_out != data.max_validation_rows:
+        found.append(
+            f"{count(held_out, 'held-out example')} to pick the best step by: nearly chance; "
+            f"data.validation_share={max(0.2, min(0.5, 2 * data.validation_share)):g} holds out more"
         )
     return found
 

@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from medreason.answering import well_formed
 from medreason.clinical_cases import answers_match
-from medreason.config import Source, TrainConfig
+from medreason.config import Source, TrainConfig, steps_of
 from medreason.generate import Written, generate_answers
 from medreason.progress import first_process
 from medreason.progress_line import AnswersLine
@@ -37,7 +37,11 @@ class SampleAnswers(Callback):
     checked `val/accuracy` (exact match), and `val/time_share` (of the time since training began).
     """
 
-    def __init__(self, config: TrainConfig, tokenizer: Any, examples: Sequence[Example], path: Path, *, resumed: bool):
+    def __init__(
+        self, config: TrainConfig, tokenizer: Any, examples: Sequence[Example], path: Path, total_steps: int, *,
+        resumed: bool,
+    ) -> None:  # fmt: skip
+        self.every_steps = steps_of(config.trainer.validate_every_steps, total_steps)
         self.config, self.tokenizer, self.path = config, tokenizer, path
         self.samples: list[Sample] = earlier_samples(path, examples) if resumed else [asdict(one) for one in examples]
         self.known: dict[int, list[Written]] = {}  # what was written at validations of this process, by step
@@ -50,7 +54,7 @@ class SampleAnswers(Callback):
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.began is None or trainer.state.fn != TrainerFn.FITTING or not self.samples:
             return
-        if trainer.global_step % self.config.trainer.validate_every_steps:
+        if trainer.global_step % self.every_steps:
             return  # the run's last step: they are asked when it is over
         elapsed = time.monotonic() - self.began
         allowed = self.spent + self.last <= self.config.trainer.answer_share * (elapsed + self.last)

@@ -22,7 +22,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from medreason.command import known_keys, load, unknown_setting
-from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, typed
+from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, steps_of, typed
 from medreason.outside import one_line
 from medreason.overrides import override, spelled
 from medreason.progress import say
@@ -32,6 +32,8 @@ from medreason.storage import SETTING, public
 
 if TYPE_CHECKING:  # Optuna's import takes a second that a mistaken command need not wait for
     from optuna.distributions import BaseDistribution
+
+    from medreason.corpus import Split
 
 
 class OptunaSweeper(Sweeper):
@@ -52,7 +54,7 @@ class OptunaSweeper(Sweeper):
         if unknown := [name for name in space if name not in known_keys(TrainConfig)]:
             raise ConfigError(unknown_setting(unknown[0], TrainConfig))
         folder = sweep_folder(self.command)
-        prepare_data(self.command)
+        min_steps = first_rung(settings, *prepare_data(self.command))
         check_same_sweep(folder, self.command, space)
         from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
         from medreason.trials import carry_out_trials, check_any_finished
@@ -60,12 +62,12 @@ class OptunaSweeper(Sweeper):
         url = storage_url(settings.storage, folder)
         pruning = {
             "pruner": settings.pruner.value,
-            "min_steps": settings.min_steps,
+            "min_steps": min_steps,
             "reduction_factor": settings.reduction_factor,
             "url": url,
             "name": str(folder),
         }
-        pruner = make_pruner(settings.pruner, settings.min_steps, settings.reduction_factor)
+        pruner = make_pruner(settings.pruner, min_steps, settings.reduction_factor)
         study = open_study(url, str(folder), pruner)
         began = time.monotonic()
         carry_out_trials(
@@ -224,7 +226,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {name: value for key, branch in tree.items() for name, value in flat(branch, f"{prefix}{key}.").items()}
 
 
-def prepare_data(config: DictConfig) -> None:
+def prepare_data(config: DictConfig) -> "tuple[TrainConfig, Split]":
     """Reads the rows once, into the cache that all trials share. Raises ConfigError as a trial would, but now."""
     from medreason.corpus import read_split
     from medreason.preflight import check_model_path, settle_hub
@@ -234,6 +236,25 @@ def prepare_data(config: DictConfig) -> None:
     settle_hub(typed_config.model, typed_config.data)
     split = read_split(typed_config.data, say)
     say(f"{len(split.corpus):,} examples of {split.corpus.source}")
+    return typed_config, split
+
+
+def first_rung(settings: SearchConfig, config: TrainConfig, split: "Split") -> int:
+    """The optimizer steps that every trial may take. A share is that of a trial as the command has it.
+
+    All trials are measured by the same steps, also where some of them are longer: so the sweep counts them, once.
+    """
+    if settings.min_steps >= 1 or settings.pruner is Pruner.none:
+        return max(1, int(settings.min_steps))
+    from medreason.datamodule import prepare
+    from medreason.model import load_tokenizer
+
+    trainer = config.trainer
+    data = prepare(config, split, load_tokenizer(config.model), lambda line: None)
+    total_steps = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
+    steps = steps_of(settings.min_steps, total_steps)
+    say(f"trials of {total_steps} optimizer steps; none is stopped before step {steps}")
+    return steps
 
 
 def show(folder: Path) -> None:

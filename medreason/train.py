@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 
 from medreason.command import command, swept_settings
-from medreason.config import ConfigError, Format, LoggerKind, Recompute, RunFailed, TrainConfig
+from medreason.config import ConfigError, Format, LoggerKind, Recompute, RunFailed, TrainConfig, steps_of
 from medreason.corpus import read_split
 from medreason.disk import whole_folder
 from medreason.model_card import write_cards
 from medreason.outside import literal, one_line
 from medreason.overrides import command_line, override
 from medreason.own_process import alone, carry_out, describe_exit, one_of_several, run_command
-from medreason.preflight import check_logger, check_run, check_steps, lightning_precision
+from medreason.preflight import check_logger, check_run, check_steps, describe_few, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
 from medreason.resume import nothing_left, repeated
 from medreason.run_directory import (
@@ -113,6 +113,10 @@ def prepared(
         say(line)
     for line in check_steps(config, len(loader.rows), total_steps, resumed, behind):
         say(line)
+    if resumed is None:
+        held_out = len(data.loaders["validation"].documents)
+        for line in describe_few(config, len(loader.rows), total_steps, max(map(len, loader.documents)), held_out):
+            say(line)
     return tokenizer, data
 
 
@@ -336,13 +340,13 @@ def fit(
         record["wandb_id"] = loggers[1].experiment.id if len(loggers) > 1 else None
         loggers += outside_logger(config, run, record["swept"], metrics_file.experiment.metrics)
     asked = data.split.examples(data.split.validation[: config.trainer.answer_questions])
-    samples = SampleAnswers(config, tokenizer, asked, run / "samples.json", resumed=resumed is not None)
+    samples = SampleAnswers(config, tokenizer, asked, run / "samples.json", total_steps, resumed=resumed is not None)
     metrics = StepMetrics(model)
     kept = checkpoints(
         run / "checkpoints",
         monitor=config.monitor,
-        validate_every_steps=config.trainer.validate_every_steps,
-        every_steps=config.trainer.checkpoint_every_steps,
+        validate_every_steps=steps_of(config.trainer.validate_every_steps, total_steps),
+        every_steps=steps_of(config.trainer.checkpoint_every_steps, total_steps),
         total_steps=total_steps,
     )
     keeper = next(one for one in kept if isinstance(one, BestCheckpoint))

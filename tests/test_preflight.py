@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from conftest import TINY, composed, lora
-from medreason.config import DECODER_LINEARS, ConfigError
+from medreason.config import DECODER_LINEARS, ConfigError, steps_of
 from medreason.model import check_lora, positions
-from medreason.preflight import check_steps
+from medreason.preflight import check_steps, describe_few
 from medreason.run_directory import check_resumed
 from medreason.train import save_config, taught
 
@@ -27,7 +27,7 @@ def test_a_run_that_does_what_it_is_asked_to_is_told_nothing() -> None:
 
 def test_one_step_under_warm_up_is_refused_for_it_would_teach_nothing() -> None:
     with pytest.raises(ConfigError, match=r"optim.warmup_steps=5: the one optimizer step of this run \(1 row\) would"):
-        told(rows=1, total=1)
+        told("optim.warmup_steps=5", rows=1, total=1)
     with pytest.raises(ConfigError, match=r"\(100 rows\) .* set optim.warmup_steps=0"):
         told("optim.warmup_steps=1", "trainer.max_steps=1", total=1)
 
@@ -46,9 +46,9 @@ def test_what_is_told_of_a_warm_up_is_what_the_schedule_does() -> None:
 
     from medreason.optimizer import build_schedule
 
-    for warmup, total in ((1, 1), (5, 2), (5, 5), (5, 6), (0, 1)):
+    for share, warmup, total in ((1, 1, 1), (5, 5, 2), (5, 5, 5), (5, 5, 6), (0, 0, 1), (0.5, 3, 6), (0.05, 0, 9)):
         for decay in ("linear", "cosine", "constant"):
-            optim = composed("model=tiny", f"optim.warmup_steps={warmup}", f"optim.decay={decay}", "optim.lr=1").optim
+            optim = composed("model=tiny", f"optim.warmup_steps={share}", f"optim.decay={decay}", "optim.lr=1").optim
             optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 1.0)
             schedule = build_schedule(optimizer, optim, total)
             rates = []
@@ -57,6 +57,44 @@ def test_what_is_told_of_a_warm_up_is_what_the_schedule_does() -> None:
                 optimizer.step()
                 schedule.step()
             assert max(rates) == pytest.approx(min(1.0, (total - 1) / warmup) if warmup else 1.0)
+
+
+def test_a_short_run_is_told_what_would_make_more_steps_of_its_rows() -> None:
+    def few(*overrides: str, rows: int, total: int, longest: int = 500, held_out: int = 40) -> list[str]:
+        config = composed("model=tiny", "data=local", "data.path=x", *overrides)
+        return describe_few(config, rows, total, longest, held_out)
+
+    (line,) = few(rows=18, total=9)  # 200 rows of the hub's
+    assert line == (
+        "9 optimizer steps: few to learn from; trainer.max_epochs=4 makes 36, trainer.accumulate=1 18, "
+        "data.row_tokens=2048 about 36"
+    )
+    (line,) = few("trainer=cpu", "trainer.max_epochs=2", rows=4, total=8, longest=5000)
+    assert line == "8 optimizer steps: few to learn from; trainer.max_epochs=8 makes 32", "no row could be shorter"
+    assert few(rows=18, total=9, held_out=3)[1] == (
+        "3 held-out examples to pick the best step by: nearly chance; data.validation_share=0.2 holds out more"
+    )
+    assert few(rows=60, total=30) == few("trainer.max_steps=9", rows=60, total=9) == []
+    assert few("data.max_validation_rows=3", rows=60, total=30, held_out=3) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "steps"), [("0.05", 45), ("10", 10), ("1", 1), ("1e3", 1000), ("0.0001", 1), ("0.9999", 900)]
+)
+def test_a_number_of_steps_may_be_a_share_of_the_run(value: str, steps: int) -> None:
+    trainer = composed("model=tiny", f"trainer.validate_every_steps={value}").trainer
+    assert steps_of(trainer.validate_every_steps, 900) == steps
+    optim = composed("model=tiny", f"optim.warmup_steps={value}").optim
+    assert steps_of(optim.warmup_steps, 900, least=0) == (steps if value != "0.0001" else 0)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "nan", "-0.1"])
+def test_what_is_neither_a_share_nor_a_number_of_steps_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"trainer.validate_every_steps must be (a share of the run's steps|at most)"):
+        composed("model=tiny", f"trainer.validate_every_steps={value}")
+    if value != "0":
+        with pytest.raises(ConfigError, match=r"optim.warmup_steps must be (a share .* at least 0|at most)"):
+            composed("model=tiny", f"optim.warmup_steps={value}")
 
 
 def test_a_checkpoint_beyond_the_end_of_the_run_is_refused_and_one_at_it_is_told() -> None:
