@@ -33,5 +33,5 @@ test: .venv/ready
 
 lock:
 	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	    $(foreach extra,smollm2 launchers dashboard chat serve dev,--extra $(extra)) \
+	    $(foreach extra,smollm2 launchers dashboard loggers chat serve dev,--extra $(extra)) \
 	    --python-version 3.11 pyproject.toml -o requirements.lock

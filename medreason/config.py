@@ -168,6 +168,9 @@ class LoggerKind(Enum):
 
     csv = "csv"
     wandb = "wandb"
+    tensorboard = "tensorboard"  # these three: medreason/loggers.py
+    mlflow = "mlflow"
+    trackio = "trackio"
 
 
 class Sampler(Enum):
@@ -507,8 +510,8 @@ class TrainerConfig:
 @dataclass
 class LoggerConfig:
     kind: LoggerKind
-    project: str  # W&B project
-    name: str | None  # W&B run name; null: the run directory's
+    project: str  # of W&B and Trackio; MLflow calls it an experiment
+    name: str | None  # of the run there; null: the run directory's
     tags: list[str]
 
 

@@ -222,7 +222,7 @@ class MedicalReasoningData(L.LightningDataModule):
         if self.loaders:
             return
         config, corpus = self.config, self.split.corpus
-        documents = read_documents(corpus, self.tokenizer, config.format, self.say)
+        documents = read_documents(corpus, self.tokenizer, config.format)
         marked = control_token_places(documents, self.split)
         for place in marked:
             self.rejects.add(CONTROL_TOKEN, place)

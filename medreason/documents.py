@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from medreason.config import ConfigError, Format, TooLong
 from medreason.control_tokens import encode as quiet_encode
 from medreason.control_tokens import hide
 from medreason.corpus import Corpus
+from medreason.progress_line import ProgressLine
 from medreason.prompts import Example, completion_text, prompt_text
 
 AT_ONCE = 512  # examples
@@ -40,11 +40,11 @@ class Document:
         return len(self.tokens) - self.prompt_tokens
 
 
-def read_documents(corpus: Corpus, tokenizer: Any, style: Format, say: Callable[[str], None]) -> list[Document | None]:
+def read_documents(corpus: Corpus, tokenizer: Any, style: Format) -> list[Document | None]:
     """A document for each example of a corpus, from the cache or made; None where its text holds a control token."""
     content = {"corpus": corpus.key, "format": style.value, "tokenizer": tokenizer_digest(tokenizer)}
     key = cache_key(content, __file__, formats.__file__)
-    table = cached_table("documents", key, lambda: build(corpus, tokenizer, style, say))
+    table = cached_table("documents", key, lambda: build(corpus, tokenizer, style))
     documents: list[Document | None] = []
     for part in table.to_batches():
         tokens, starts = part["tokens"].values.to_numpy(), part["tokens"].offsets.tolist()
@@ -56,11 +56,11 @@ def read_documents(corpus: Corpus, tokenizer: Any, style: Format, say: Callable[
     return documents
 
 
-def build(corpus: Corpus, tokenizer: Any, style: Format, say: Callable[[str], None]) -> pa.Table:
+def build(corpus: Corpus, tokenizer: Any, style: Format) -> pa.Table:
     """Tokenizes a corpus: columns tokens, prompt_tokens, sound."""
     encode = fast_encoder(tokenizer, [example.reasoning for example in take(corpus, 0, TRIAL)])
     control = control_tokens(tokenizer, style)
-    said = time.monotonic()
+    line = ProgressLine()
     parts = []
     for start in range(0, len(corpus), AT_ONCE):
         examples = take(corpus, start, AT_ONCE)
@@ -73,9 +73,8 @@ def build(corpus: Corpus, tokenizer: Any, style: Format, say: Callable[[str], No
             "sound": pa.array([control(*pair) for pair in zip(documents, examples, strict=True)], pa.bool_()),
         }
         parts.append(pa.RecordBatch.from_pydict(columns))
-        if time.monotonic() - said > 2:
-            said = time.monotonic()
-            say(f"tokenizing: {start + len(examples):,} of {len(corpus):,} examples")
+        line.tell([f"tokenizing  {start + len(examples):,}/{len(corpus):,} examples"])
+    line.end(stands=False)
     return pa.Table.from_batches(parts)
 
 

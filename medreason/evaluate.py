@@ -20,6 +20,7 @@ from medreason.command import command
 from medreason.config import Batching, Checkpoint, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
 from medreason.corpus import Split, read_split
 from medreason.json_lines import append_json_lines, mend_last_line, read_json_lines
+from medreason.model_card import write_cards
 from medreason.outside import one_line
 from medreason.preflight import check_installed, check_precision, check_server
 from medreason.progress import quieten, say
@@ -122,6 +123,7 @@ def answer_and_score(
     write_json(folder / "scores.json", scores)
     draw(scores["scores"], folder / "scores.png")
     if answerer.run is not None:
+        write_cards(answerer.run)
         log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
     print(one_line(f"every answer, scores.json and scores.png: {folder}"))

@@ -37,9 +37,10 @@ from medreason.outside import literal
 from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 from medreason.progress import say
 from medreason.progress_line import AnswersLine
-from medreason.run_directory import adapter_of, tokens_trained, weights_digest, write_json
+from medreason.run_directory import adapter_of, weights_digest, write_json
 from medreason.run_log import kept_log
 from medreason.sweep_results import look_up, read_mapping
+from medreason.what_next import after_export
 
 if TYPE_CHECKING:
     from medreason.parity import Parity
@@ -69,6 +70,11 @@ def export(config: ExportConfig) -> None:
     if config.push:
         say(f"pushing to {config.push}, {'for anyone' if config.public else 'for its owner alone'}")
         say(f"pushed: {push(output, config.push, config.public)}")
+    from medreason.model import local_path
+
+    rank = read_mapping(run.adapter / "adapter_config.json")[0]["r"]
+    for line in after_export(output, kind, base=local_path(run.model), rank=rank, style=run.style):
+        print(line)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ def write_export(
         say("importing transformers and PEFT")
         from transformers import AutoTokenizer
 
-        from medreason.model_card import model_card
+        from medreason.model_card import card_of_run
         from medreason.prompts import asked_text
 
         tokenizer: Any = AutoTokenizer.from_pretrained(run.adapter)
@@ -145,19 +151,7 @@ def write_export(
             say(f"{checked[0][0]}: {checked[0][1]}")
             shutil.rmtree(weights)
         write_json(draft / "parity.json", parity.record() | {"adapter": weights_digest(run.adapter)})
-        card = model_card(
-            name=run.folder.resolve().name,
-            kind=kind.value,
-            config=run.config,
-            record=read_mapping(run.folder / "run.json")[0],
-            corpus=read_mapping(run.folder / "data.json")[0],
-            tokens=tokens_trained(run.folder) or None,
-            parity=[*parity.rows(), *checked],
-            evaluations={
-                path.parent.name: read_mapping(path)[0] for path in run.folder.glob("evaluation/*/scores.json")
-            },
-            quantization=packed if tools else None,
-        )
+        card = card_of_run(run.folder, kind.value, [*parity.rows(), *checked], packed if tools else None)
         (draft / "README.md").write_text(card, encoding="utf-8")
     return parity
 

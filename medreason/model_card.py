@@ -1,17 +1,24 @@
-"""The card of an exported model: what its run has on record, and nothing else.
+"""The card of an adapter or an export: how to use it, what its run has on record, and nothing else.
 
 Names, reasons, statuses and settings come from outside: whatever they hold, they stand in the card as text.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from medreason.config import Format
+from medreason.disk import whole_file
 from medreason.hub import hub_name
 from medreason.outside import markdown, one_line
 from medreason.overrides import command_line
-from medreason.sweep_results import finite, look_up, mapping
+from medreason.preflight import EMBEDDED
+from medreason.prompts import FORMATS
+from medreason.run_directory import tokens_trained
+from medreason.sweep_results import finite, look_up, mapping, read_mapping
+from medreason.what_next import ollama, text
 
 NOT_MEASURED = "not measured"
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
@@ -33,6 +40,18 @@ Research on fine-tuning language models for medical question answering: comparin
 **Research software; not a medical device; not for clinical decisions.** Do not use it to diagnose, to treat or to \
 advise anyone."""
 
+NAMESAKE = """\
+medreason is the software that trained this. It is not the data set or the model named MedReason, and has no part in \
+them."""
+
+QUESTION = "A patient's arterial pH is 7.10. What does that mean?"
+ASK = """\
+written = model.generate(
+    **prompt.to(model.device), max_new_tokens=512, do_sample=False,
+    eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+)
+print(tokenizer.decode(written[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))"""
+
 LIMITS = """\
 - Its answers can be wrong while they sound sure; the reasoning that it writes is no proof of the answer.
 - It knows nothing newer than its base model and the training data below, and has their gaps and biases.
@@ -40,6 +59,46 @@ LIMITS = """\
 patients, other sources or other languages.
 - Safety, bias and calibration: not measured.
 - Licence: none is claimed here. Those of the base model and of the training data apply."""
+
+
+def write_cards(run: Path) -> None:
+    """README.md of a run's adapters, in place of the stub that PEFT leaves there."""
+    for name in ("adapter", "adapter_last"):
+        if (run / name).is_dir():
+            card = card_of_run(run, "adapter", last=name == "adapter_last")
+            with whole_file(run / name / "README.md") as draft:
+                draft.write_text(card, encoding="utf-8")
+
+
+def card_of_run(
+    run: Path,
+    kind: str,
+    parity: Sequence[tuple[str, str]] = (),
+    quantization: str | None = None,
+    *,
+    last: bool = False,
+) -> str:
+    """The card of a run's adapter or of an export, from the run's files; `last`: of the last step's adapter."""
+    record = read_mapping(run / "run.json")[0]
+    if last:
+        record = record | {"results": of_last_step(mapping(record.get("results")))}
+    return model_card(
+        name=run.resolve().name + (", its last step" if last else ""),
+        kind=kind,
+        config=read_mapping(run / "config.yaml")[0],
+        record=record,
+        corpus=read_mapping(run / "data.json")[0],
+        tokens=tokens_trained(run) or None,
+        parity=parity,
+        evaluations={path.parent.name: read_mapping(path)[0] for path in run.glob("evaluation/*/scores.json")},
+        quantization=quantization,
+    )
+
+
+def of_last_step(results: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the last step's weights where the best step's were measured."""
+    known = {key: found for key, found in results.items() if not key.endswith("_after")}
+    return known | {"val_loss_after": results.get("val_loss_last"), "adapter_step": results.get("steps")}
 
 
 def model_card(
@@ -81,6 +140,8 @@ def model_card(
             f"---\n{yaml.safe_dump(front, sort_keys=False)}---",
             f"# {markdown(name)}",
             f"{KINDS[kind]}, trained with medreason.",
+            NAMESAKE,
+            *([f"## How to use\n\n{how}"] if (how := usage(name, kind, config)) else []),
             f"## Intended use\n\n{USE}",
             f"## Limits\n\n{LIMITS}",
             f"## Base model\n\n{facts(base)}",
@@ -89,10 +150,53 @@ def model_card(
             f"## Training\n\n{facts([*course(record, results, tokens), *settings(config)])}",
             f"## Results\n\n{table(('', 'before', 'after'), before_after)}",
             f"## Evaluation\n\n{evaluated(evaluations or {})}",
-            f"## The export beside its adapter\n\n{facts(parity)}",
+            *([f"## The export beside its adapter\n\n{facts(parity)}"] if parity else []),
             f"## Made with\n\n{facts(origin(record))}\n",
         ]
     )
+
+
+def usage(name: str, kind: str, config: Mapping[str, Any]) -> str:
+    """How to ask the model, begun in the folder of its card; nothing where its run's settings do not tell."""
+    path, revision = look_up(config, "model.path"), look_up(config, "model.revision")
+    style = Format.__members__.get(str(look_up(config, "data.format")))
+    if not isinstance(path, str) or style is None:
+        return ""
+    if kind == "gguf":
+        return f"In this folder:\n\n```bash\n{ollama('.', name)}\n```"
+    imports = ["from transformers import AutoModelForCausalLM, AutoTokenizer"]
+    folder = '"."  # this folder, or its name on the hub'
+    if kind == "adapter":
+        imports.insert(0, "from peft import PeftModel")
+        base = text(path)
+        if path.startswith(EMBEDDED):
+            imports.insert(0, "from medreason.embedded import materialize")
+            base = f"materialize({text(path.removeprefix(EMBEDDED))})"
+        pinned = f", revision={text(revision)}" if isinstance(revision, str) else ""
+        load = [
+            f"adapter = {folder}",
+            "tokenizer = AutoTokenizer.from_pretrained(adapter)",
+            f'model = AutoModelForCausalLM.from_pretrained({base}{pinned}, dtype="auto", device_map="auto")',
+            "model = PeftModel.from_pretrained(model, adapter).eval()",
+        ]
+    else:
+        load = [
+            f"folder = {folder}",
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            'model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="auto").eval()',
+        ]
+    written = FORMATS[style].prompt
+    if written is None or kind != "adapter":  # a merged model's chat template holds the prompt of every format
+        ask = [
+            'turns = [{"role": "user", "content": question}]',
+            "prompt = tokenizer.apply_chat_template(",
+            '    turns, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+        ]
+    else:
+        ask = [f'prompt = tokenizer({text(written)}.replace("{{question}}", question), return_tensors="pt")']
+    lines = [*imports, "", *load, "", f"question = {text(QUESTION)}", *ask, ASK]
+    return "In this folder:\n\n```python\n" + "\n".join(lines) + "\n```"
 
 
 def evaluated(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -173,6 +277,7 @@ def course(record: Mapping[str, Any], results: Mapping[str, Any], tokens: int | 
         ("status of the run", record.get("status")),
         ("started", record.get("started")),
         ("optimizer steps", results.get("steps")),
+        *([("optimizer step of these weights", step)] if (step := results.get("adapter_step")) is not None else []),
         ("tokens trained on", tokens),
         ("seconds", record.get("seconds")),
         ("peak memory, GiB", results.get("peak_memory_gib")),

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from pathlib import PurePath
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -72,8 +73,8 @@ def literal(value: Any) -> Any:
         return {key: literal(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [literal(one) for one in value]
-    if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, str | PurePath):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
     return value
 
 

@@ -14,11 +14,14 @@ from medreason.chat_template import check_chat_template
 from medreason.config import (
     ConfigError,
     DataConfig,
+    LoggerConfig,
+    LoggerKind,
     ModelConfig,
     Packing,
     Precision,
     TrainConfig,
     TrainerConfig,
+    check,
     steps_of,
 )
 from medreason.hub import NotAllowed, check_readable
@@ -299,6 +302,34 @@ def check_port(host: str, port: int) -> None:
     except (OSError, TypeError, ValueError) as error:  # the latter: a name that no host can have
         why = str(getattr(error, "strerror", None) or "no such host").partition(" (")[0].lower()
         raise ConfigError(f"host={host} port={port}: {why}; give another port=NUMBER") from error
+
+
+LOGGERS = {  # what each needs; mlflow or mlflow-skinny have MLflow's client, and optuna brings its database
+    LoggerKind.tensorboard: "tensorboard",
+    LoggerKind.mlflow: "mlflow",
+    LoggerKind.trackio: "trackio",
+}
+
+
+def check_logger(logger: LoggerConfig) -> None:
+    """Raises ConfigError where TensorBoard, MLflow or Trackio is asked for and cannot log."""
+    package = LOGGERS.get(logger.kind)
+    if package is None:
+        return
+    check_installed("loggers", package)
+    for setting, name in (("project", logger.project), ("name", logger.name)):
+        check(name is None or 0 < len(name.strip()) <= 128, f"logger.{setting}", "have 1 to 128 characters", name)
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if logger.kind is LoggerKind.mlflow and server.startswith("http"):
+        try:
+            urllib.request.urlopen(server, timeout=5).close()
+        except urllib.error.HTTPError:
+            return  # it answers; who may write it will say
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            why = hidden(str(getattr(error, "reason", error))).lower()
+            raise ConfigError(
+                f"MLFLOW_TRACKING_URI={hidden(server)}: does not answer ({why}); mend or unset it"
+            ) from error
 
 
 def check_server(server: str) -> None:

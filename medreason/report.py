@@ -12,7 +12,7 @@ from typing import Any
 from medreason.config import ConfigError, Format
 from medreason.disk import describe_full, disk_full, whole_file
 from medreason.outside import one_line
-from medreason.overrides import override
+from medreason.overrides import command_line, override
 from medreason.page import (
     amount,
     answer,
@@ -58,6 +58,7 @@ from medreason.sweep_statistics import (
     repeats,
     saved_by_pruning,
 )
+from medreason.what_next import from_here
 
 # of a run's configuration, what a reader asks for first
 TELLING = (
@@ -332,6 +333,19 @@ def write_report(folder: Path, top: int = 10) -> list[str]:
         return [str(path)]
     best = [f"best: trial {t.number}, {t.value:.4f}, {describe(t)}" for t in finished(trials)[:1]]
     return [str(path), *(best or ["no trial has finished yet"])]
+
+
+def ranking(sweep: Path, top: int = 10) -> list[str]:
+    """How the trials of a sweep ended, the best first, and the command of its report; nothing without a trial."""
+    trials = read_sweep(sweep)
+    if not trials:
+        return []
+    done = finished(trials)
+    metric = monitored(read_mapping(done[0].folder / "config.yaml")[0]) if done else ""
+    rows = [f"{place:3}. {t.value:.4f}  {describe(t)}  ({t.number})" for place, t in enumerate(done[:top], 1)]
+    more = [f"     and {len(done) - top} more"] if len(done) > top else []
+    lowest = f"; the lowest {metric} first, its trial's folder last:" if done else ""
+    return [counted(trials) + lowest, *rows, *more, f"report: {command_line('report', [str(from_here(sweep))])}"]
 
 
 def describe(trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""Hydra's sweepers of this project: a search by Optuna, and its best trials again with several seeds.
+"""Hydra's sweepers of this project: a search by Optuna, its best trials again with several seeds, a plain grid.
 
 sweep --propose--> trial of a study on disk --Hydra's launcher--> run_trial --own_process--> python -m medreason.train
                           ^                                                                        |
@@ -14,6 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -133,18 +134,46 @@ class ConfirmSweeper(Sweeper):
         check_any_finished(study, folder)
 
 
+class GridSweeper(Sweeper):
+    """hydra/sweeper=basic: every combination of the values given, by Hydra's own. One of training runs ends ranked."""
+
+    def __init__(self, **settings: Any) -> None:
+        # not before: Hydra carries the module out anew when it looks for its plugins
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        self.own = BasicSweeper(**settings)
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.command = config
+        self.own.setup(hydra_context=hydra_context, task_function=task_function, config=config)
+
+    def sweep(self, arguments: list[str]) -> Any:
+        try:
+            return self.own.sweep(arguments)  # raises what the first failed job did, once all are carried out
+        finally:
+            if self.command.hydra.job.name == "train":
+                from medreason.report import ranking
+
+                for line in ranking(Path(str(self.command.hydra.sweep.dir)).expanduser()):
+                    print(one_line(line))
+
+
 def without_secret(storage: str | None) -> list[str]:
     """The override that keeps a password, which a sweep's file gave, out of what Hydra writes down of each trial."""
     return [] if storage is None or public(storage) == storage else [override(SETTING, public(storage))]
 
 
-SWEEPERS = {f"hydra_plugins.medreason.{sweeper.__name__}": sweeper for sweeper in (OptunaSweeper, ConfirmSweeper)}
+OWN: tuple[type[Sweeper], ...] = (OptunaSweeper, ConfirmSweeper, GridSweeper)
+SWEEPERS = {f"hydra_plugins.medreason.{sweeper.__name__}": sweeper for sweeper in OWN}
 
 
 def register() -> None:
     """Makes Hydra know the sweepers, under names in the package hydra_plugins: it takes no others."""
     for name, sweeper in SWEEPERS.items():
         Plugins.instance().class_name_to_class[name] = sweeper
+    # in the place of Hydra's own: a file in conf/ would be held against that one's schema
+    basic = {"_target_": f"hydra_plugins.medreason.{GridSweeper.__name__}", "max_batch_size": None, "params": None}
+    ConfigStore.instance().store(group="hydra/sweeper", name="basic", node=basic, provider="medreason")
 
 
 def trial_launcher(hydra_context: HydraContext, config: DictConfig) -> Launcher:

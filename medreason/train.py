@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, LoggerKind, Recompute, RunFailed, TrainConfig, steps_of
 from medreason.corpus import read_split
 from medreason.disk import whole_folder
+from medreason.model_card import write_cards
 from medreason.outside import literal, one_line
 from medreason.overrides import command_line, override
 from medreason.own_process import alone, carry_out, describe_exit, one_of_several, run_command
-from medreason.preflight import check_run, check_steps, describe_few, lightning_precision
+from medreason.preflight import check_logger, check_run, check_steps, describe_few, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
 from medreason.resume import nothing_left, repeated
 from medreason.run_directory import (
@@ -45,6 +47,7 @@ from medreason.run_directory import (
 from medreason.run_log import child_output, logged, told_traceback
 from medreason.sweep_results import finite, mapping
 from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
+from medreason.what_next import after_run
 
 if TYPE_CHECKING:
     from medreason.corpus import Split
@@ -70,6 +73,7 @@ def train_alone(config: TrainConfig, run: Path) -> None:
     check_run(config)
     if config.logger.kind is LoggerKind.wandb:
         check_wandb(config.logger)
+    check_logger(config.logger)
     resumed = resolve_checkpoint(config.ckpt, run)
     if resumed is not None:
         check_resumed(config, resumed)
@@ -261,7 +265,10 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
                 write_json(run / "run.json", record)
         finish_wandb(failed=record["status"] not in ("finished", "pruned"))
     if record["status"] == "finished" and first_process():
+        write_cards(run)
         summarize(run, record["results"], config.data.format)
+        if not record["swept"]:  # one of many is gone on with by the sweep's end
+            print("next:", *after_run(run, config.data.source.value, config.data.path), sep="\n  ")
 
 
 def trained_tokens(config: TrainConfig, data: Any) -> int:
@@ -316,6 +323,7 @@ def fit(
         peak_memory_gib,
     )
     from medreason.finetuner import AdapterMismatch, Finetuner
+    from medreason.loggers import outside_logger
     from medreason.run_directory import draw_curves, metrics_logger
     from medreason.sample_answers import SampleAnswers
     from medreason.trial import reports
@@ -326,9 +334,11 @@ def fit(
     accumulate = config.trainer.accumulate
     loggers = []
     if first_process():
-        loggers = [metrics_logger(run, resumed), *wandb_logger(config, run, record["swept"], record["wandb_id"])]
+        metrics_file = metrics_logger(run, resumed)
+        loggers = [metrics_file, *wandb_logger(config, run, record["swept"], record["wandb_id"])]
         # a logger has no version before its run has begun
         record["wandb_id"] = loggers[1].experiment.id if len(loggers) > 1 else None
+        loggers += outside_logger(config, run, record["swept"], metrics_file.experiment.metrics)
     asked = data.split.examples(data.split.validation[: config.trainer.answer_questions])
     samples = SampleAnswers(config, tokenizer, asked, run / "samples.json", total_steps, resumed=resumed is not None)
     metrics = StepMetrics(model)
@@ -490,17 +500,20 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from medreason.clinical_cases import answers_match
     from medreason.prompts import parse_answer
 
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
+    exact = "accuracy_after" in results  # the answers can be checked
     for sample in samples[:2]:
         console.print()
         lines = [("Question", sample["question"], ""), ("Expected", sample["answer"], "")]
         for when in ("before", "after"):
             if when in sample:
                 parsed = parse_answer(sample[when], style)
-                lines.append((when, parsed.answer or "(no answer)", parsed.reasoning or "none"))
+                mark = (" (right)" if answers_match(parsed.answer, sample["answer"]) else " (wrong)") if exact else ""
+                lines.append((when, (parsed.answer or "(no answer)") + mark, parsed.reasoning or "none"))
         for label, text, reasoning in lines:
             shown = literal(f"{label:8}  ", "bold") + literal(" ".join(text.split()))
             shown += literal("  reasoning: " + " ".join(reasoning.split()), "dim") if reasoning else literal("")
@@ -518,6 +531,9 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
                 for when in ("before", "after")
             ]
             table.add_row(label, *cells)
+    if exact:  # what a model scores that has learned nothing but which answer is frequent
+        frequent = Counter(sample["answer"] for sample in samples).most_common(1)[0][1] / len(samples)
+        table.add_row("always the same answer", *[f"{frequent:.1%}"] * 2)
     console.print()
     console.print(table)
     print(one_line(f"{results['steps']} optimizer steps, curves.png and all: {nearby(run)}"))

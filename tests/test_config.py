@@ -1,4 +1,4 @@
-import time
+import resource
 from pathlib import Path
 
 import pytest
@@ -6,6 +6,14 @@ import pytest
 from conftest import ROOT, composed, run_train
 from medreason.config import ConfigError
 from medreason.run_directory import run_config
+
+QUICK = 9  # seconds of work, whatever else the machine has to do: about 3 on two cores; an import of Unsloth takes more
+
+
+def work_of_children() -> float:
+    """Seconds that processors have worked for the processes that this one has started and seen end."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def options() -> list[str]:
@@ -46,7 +54,7 @@ def test_a_named_run_wins_over_the_defaults_and_the_command_line_over_both() -> 
         ("trainer.precision=bf16-true", "trainer.precision must be auto, 32-true, bf16-mixed or 16-mixed"),
         ("monitor=val/los", "monitor must be one of val/loss, train/loss, got 'val/los'"),
         ("optim.decay=quadratic", "expected one of [linear, cosine, constant]; full_key: optim.decay"),
-        ("model=mistral_8b", "Could not find 'model/mistral_8b'; Available options in 'model': mistral_7b"),
+        ("model=mistral_8b", "Could not find 'model/mistral_8b'; Available options in 'model': llama31_8b"),
         ("experiments=quick", "Could not find 'experiments/quick'; Available options in 'experiments': "),
         ("data=local", "data.path must name a file or a hub data set (data.path=FILE), got None"),
         ("model.path=./nowhere", "model.path=./nowhere: no such folder"),
@@ -79,16 +87,15 @@ def test_a_named_run_wins_over_the_defaults_and_the_command_line_over_both() -> 
 def test_a_mistake_answers_in_one_line_within_seconds_and_leaves_nothing(
     override: str, says: str, tmp_path: Path
 ) -> None:
-    began = time.perf_counter()
+    before = work_of_children()
     said = run_train(*override.split(), f"hydra.run.dir={tmp_path / 'run'}")
-    seconds = time.perf_counter() - began
+    seconds = work_of_children() - before
     lines = [line for line in said.stderr.splitlines() if line.strip()]
     assert said.returncode == 2, said.stderr[-2000:]
     assert len(lines) == 1, lines
     assert says in lines[0]
     assert not (tmp_path / "run").exists()
-    # 3 s on an idle machine with two cores; a loaded CI gets three times that
-    assert seconds < 9
+    assert seconds < QUICK
 
 
 @pytest.mark.parametrize(
@@ -117,8 +124,8 @@ def test_a_directory_that_cannot_be_made_is_one_line() -> None:
 
 
 def test_the_composed_job_is_printed_in_seconds() -> None:
-    began = time.perf_counter()
+    before = work_of_children()
     said = run_train("--cfg", "job")
     assert said.returncode == 0
     assert "path: unsloth/mistral-7b-instruct-v0.3" in said.stdout
-    assert time.perf_counter() - began < 9
+    assert work_of_children() - before < QUICK

@@ -25,16 +25,15 @@ def test_documents_are_the_same_from_the_cache_and_made_anew(
     monkeypatch.setenv("MEDREASON_CACHE", str(tmp_path))
     corpus = read_corpus(data_config(rows_file))
     made = tokenize(cases, tokenizer, Format.think)
-    said: list[str] = []
     for _ in range(2):
-        read = read_documents(corpus, tokenizer, Format.think, said.append)
+        read = read_documents(corpus, tokenizer, Format.think)
         assert len(read) == len(made)
         for one, other in zip(read, made, strict=True):
             assert one is not None
             assert one.tokens.tolist() == other.tokens.tolist()
             assert one.prompt_tokens == other.prompt_tokens
     assert len(list((tmp_path / "documents").glob("*.arrow"))) == 1
-    read_documents(corpus, tokenizer, Format.huatuo, said.append)
+    read_documents(corpus, tokenizer, Format.huatuo)
     assert len(list((tmp_path / "documents").glob("*.arrow"))) == 2
 
 

@@ -48,6 +48,7 @@ def merged(run: Path) -> Path:
     output = run.parent / "merged"
     done = run_command("export", f"run={run}", "format=merged", f"output={output}", *QUICK)
     assert done.returncode == 0, done.stderr
+    assert f"vLLM: vllm serve {output}" in done.stdout and f"{output}/README.md" in done.stdout
     return output
 
 

@@ -11,7 +11,7 @@ import yaml
 from scipy import stats
 
 from conftest import ROOT
-from medreason.report import main
+from medreason.report import main, ranking
 from medreason.sweep_plots import binned, spaced
 from medreason.sweep_results import finished, read_sweep, read_trial
 from medreason.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
@@ -206,6 +206,21 @@ def test_a_plain_grid_is_a_sweep_too(tmp_path: Path) -> None:
     page = written(tmp_path)
     assert "2 finished, 1 failed" in page and rows_of(page, "Best trials")[0][:3] == ["1", "1.3000", "16"]
     assert ["2", "failed", "ValueError: no", ""] in rows_of(page, "Failures and interruptions")
+
+
+def test_a_ranking_tells_the_best_first_and_how_many_did_not_finish(tmp_path: Path) -> None:
+    for number, loss in enumerate([1.4, 1.2, 1.3]):
+        write_run(tmp_path / str(number), {"lora.r": 8 * 2**number, "optim.lr": 1e-4}, [loss])
+    write_run(tmp_path / "3", {"lora.r": 64}, [1.0], "failed: ValueError: no")
+    said = ranking(tmp_path, top=2)
+    assert said[:4] == [
+        "3 finished, 1 failed; the lowest val/loss first, its trial's folder last:",
+        "  1. 1.2000  lora.r=16 optim.lr=1e-4  (1)",
+        "  2. 1.3000  lora.r=32 optim.lr=1e-4  (2)",
+        "     and 1 more",
+    ]
+    assert said[4].endswith(f"report {tmp_path}") and len(said) == 5
+    assert ranking(tmp_path / "3") == []
 
 
 def test_without_a_finished_trial_the_page_says_so(tmp_path: Path) -> None:

@@ -174,6 +174,20 @@ def test_square_brackets_in_a_row_do_not_break_the_summary(tmp_path: Path, capsy
     assert "Na [mmol/L] [/INST]?" in capsys.readouterr().out
 
 
+def test_a_summary_says_what_is_right_and_what_always_the_same_answer_would_score(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medreason.train import summarize
+
+    answers = ["Stage G3b", "Stage G3b", "Stage G1", "Obese"]
+    samples = [{"question": "Q?", "answer": answer, "after": "Stage G3b"} for answer in answers[1:] + answers[:1]]
+    (tmp_path / "samples.json").write_text(json.dumps(samples), encoding="utf-8")
+    summarize(tmp_path, {"steps": 1, "val_loss_after": 1.0, "accuracy_after": 0.5}, Format.think)
+    said = capsys.readouterr().out
+    assert "Stage G3b (right)" in said and "Stage G3b (wrong)" in said
+    assert "always the same answer" in said and "50.0%" in said
+
+
 def test_a_finished_run_resumed_without_more_steps_still_measures_itself(
     unbroken: Path, rows_file: Path, tmp_path: Path
 ) -> None:
