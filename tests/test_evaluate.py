@@ -83,7 +83,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(run: Path, questions
     after = {record["id"]: record for record in lines(run, "likelihood") if "gold" in record}
     assert after[kept[0]["id"]]["choice"] == "Z"
     for record in before[5:]:
-        assert after[record["id"]]["probabilities"] == pytest.approx(record["probabilities"], abs=1e-4)
+        assert after[record["id"]]["probabilities"] == pytest.approx(record["probabilities"], abs=1e-3)  # in bfloat16
 
 
 def test_written_answers_are_kept_and_no_answer_counts_as_wrong(run: Path, questions: Path) -> None:

@@ -150,7 +150,7 @@ def test_an_export_is_pushed_after_it_has_proved_itself_and_only_then(
             raise RunFailed("the export does not answer as the adapter does")
 
     monkeypatch.setattr(export, "write_export", written)
-    asked = ExportConfig(str(taught_run), ExportFormat.adapter, None, str(exported), 1, 1, "ann/model", False)
+    asked = ExportConfig(str(taught_run), ExportFormat.adapter, None, str(exported), 1, 1, None, "ann/model", False)
     if fails:
         with pytest.raises(RunFailed, match="does not answer"):
             export.export(asked)
