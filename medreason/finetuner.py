@@ -126,7 +126,7 @@ class Finetuner(L.LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {name: value for name, value in checkpoint["state_dict"].items() if name in trained}
         checkpoint["skipped_steps"] = self.skipped_steps
-        if self.validated_step == self.trainer.global_step:
+        if self.validated_step is not None and self.validated_step == self.trainer.global_step:
             checkpoint["val_loss"] = self.validated_loss
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

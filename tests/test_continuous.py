@@ -18,7 +18,7 @@ from medreason.run_directory import run_config
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    more = ["trainer.max_steps=8", "trainer.answer_questions=0", "model.precision=nf4", "lora.alpha=64"]
+    more = ["trainer.max_steps=8", "trainer.answer_questions=0", "model.precision=nf4", "optim.lr=2e-3"]
     said = run_train(*tiny_run(run, rows_file, *more))
     assert said.returncode == 0, said.stderr[-3000:]
     return run
@@ -37,8 +37,11 @@ def test_the_merged_model_is_the_trained_one(run: Path, tokenizer: Any, prompts:
     tokens = tokenizer(prompts[1], add_special_tokens=False, return_tensors="pt").input_ids
     with torch.inference_mode():
         ours, theirs, plain = (model(input_ids=tokens, use_cache=False).logits for model in (merged, trained, base))
-    moved = (ours - plain).abs().max()
-    assert (ours - theirs).abs().max() < 0.05 * moved  # 4-bit products are computed in other widths
+        with trained.disable_adapter():
+            unadapted = trained(input_ids=tokens, use_cache=False).logits
+    width = (unadapted - plain).abs().mean()  # 4-bit products are computed in other widths, without an adapter too
+    assert (ours - theirs).abs().mean() < 2 * width
+    assert (ours - plain).abs().mean() > 8 * width
 
 
 def test_answers_equal_those_of_plain_batches(run: Path, tokenizer: Any, prompts: list[str]) -> None:
