@@ -1,5 +1,6 @@
 """Who answers: a run of this project, an adapter in PEFT's format, or a model alone."""
 
+import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,13 @@ from medreason.hub import NotAllowed, hub_name
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
 from medreason.prompts import FORMATS
 from medreason.run_directory import adapter_of, read_json, run_config
+from medreason.sources import needs_hub
 
 # settings of LoRA that are always these here
 PLAIN: dict[str, Any] = {"bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
+
+
+CASES_SEED = 20  # of questions beyond those of the run's own samples.json
 
 
 @dataclass(frozen=True)
@@ -63,7 +68,7 @@ def find_answerer(
         check_chat_template(found.config.model.chat_template, str(own) if own.is_file() else "model.chat_template")
     try:
         check_model_path(found.config.model)
-        settle_hub(found.config.model, found.config.data)
+        settle_hub(found.config.model, needs_hub(found.config.data))
         check_hub_model(found.config.model)
     except ConfigError as error:
         path = found.config.model.path
@@ -143,3 +148,15 @@ def alone(model: str) -> TrainConfig:
     changed: dict[str, Any] = {} if known else {"path": model, "revision": None}
     config.model = replace(config.model, precision=Precision.nf4 if gpu else Precision.half, **changed)
     return config
+
+
+def questions_of(folder: Path, count: int) -> list[str]:
+    """Held-out questions that the run answered, then clinical cases made by rule: always `count`."""
+    from medreason.clinical_cases import generate_cases
+
+    try:
+        samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
+        held_out = [str(sample["question"]) for sample in samples][:count]
+    except (OSError, ValueError, KeyError, TypeError):
+        held_out = []
+    return held_out + [case.question for case in generate_cases(count, seed=CASES_SEED)][: count - len(held_out)]

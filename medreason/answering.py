@@ -17,7 +17,7 @@ from medreason.clinical_cases import answers_match
 from medreason.config import Format
 from medreason.control_tokens import encode, show
 from medreason.documents import asked_documents
-from medreason.generate import Written
+from medreason.generate import Written, well_formed
 from medreason.likelihood import completion_losses, option_logprobs, rows_of
 from medreason.prompts import ANY_QUESTION, Example, asked_text, parse_answer
 from medreason.statistics import majority
@@ -161,12 +161,6 @@ def choice_of(
     own = {letter: letters[option] for letter, option in zip(letters, order, strict=True)}
     strict, huatuo = strict_choice(answer, asked.options), huatuo_choice(text, asked.options)
     return (own[strict] if strict else None), own.get(huatuo, huatuo)  # its rule may name a letter that is no option
-
-
-def well_formed(written: Written, style: Format) -> bool:
-    """Whether a text shows its reasoning and then answers, within the length limit."""
-    parsed = parse_answer(written.text, style)
-    return bool(parsed.reasoning and parsed.answer) and not written.cut
 
 
 def tokens_needed(

@@ -20,8 +20,8 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from torch import Tensor
 
+from medreason.batch import PackedBatch
 from medreason.config import RunFailed
-from medreason.datamodule import PackedBatch
 from medreason.disk import whole_file
 from medreason.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
 from medreason.progress import first_process, say, short_number, spoken

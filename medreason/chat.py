@@ -9,13 +9,12 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from medreason.answerer import Answerer, find_answerer
+from medreason.answerer import Answerer, find_answerer, questions_of
 from medreason.cache import cache_folder
 from medreason.command import command
 from medreason.config import ChatConfig, Checkpoint, Format
 from medreason.control_tokens import encode
 from medreason.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
-from medreason.export import questions_of
 from medreason.preflight import check_installed, check_port, check_precision
 from medreason.progress import quieten, say
 from medreason.prompts import FORMATS, conversation_text, opens_reasoning

@@ -33,10 +33,17 @@ from medreason.cache import cache_folder
 from medreason.config import DOLLAR, ConfigError, RunFailed, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
 from medreason.outside import one_line
-from medreason.overrides import agents_overrides, as_meant, given_overrides, printable, quoted, shell_word
+from medreason.overrides import (
+    agents_overrides,
+    agents_settings,
+    as_meant,
+    given_overrides,
+    printable,
+    quoted,
+    shell_word,
+)
 from medreason.progress import speak_safely
 from medreason.storage import SETTING, begin_again, hidden, keep, public
-from medreason.wandb_runs import agents_settings
 
 Config = TypeVar("Config")
 SEVERAL = re.compile("requires --multirun|Ambiguous value for argument")  # what Hydra says of a sweep that is none
@@ -55,8 +62,13 @@ class NamedRuns(SearchPathPlugin):
         search_path.append(provider="medreason", path=f"file://{root()}")
 
 
-def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> None:
-    """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
+def command(
+    task: Callable[[Config], None], name: str, schema: type[Config], plugins: Callable[[], None] | None = None
+) -> None:
+    """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2.
+
+    `plugins` has Hydra know what a sweep needs; without it there is no sweep of this command.
+    """
     speak_safely()
     try:
         settle_words(schema)
@@ -65,10 +77,11 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
     except ConfigError as error:
         refuse(name, error, schema)
     if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
-        from medreason import sweeper  # it uses this module
-
         Plugins.instance().register(NamedRuns)
-        sweeper.register()
+        if plugins is not None:
+            plugins()
+        elif swept := next((word for word in given_overrides() if word.startswith("sweeps=")), None):
+            refuse(name, ConfigError(f"{swept}: sweeps are of training; python -m medreason.train {swept}"), schema)
     ConfigStore.instance().store(name="schema", node=schema)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors through to us instead of Hydra's own report
 

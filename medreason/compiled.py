@@ -12,19 +12,16 @@ The model stays transformers' and PEFT's: weights, names, generation. Training's
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medreason import kernels
 from medreason.attention import Documents, attend, attend_backward
+from medreason.batch import LOGIT_ROWS, PackedBatch
 from medreason.config import ConfigError, LoraConfig, Recompute
 from medreason.fp8 import FrozenLinear, Rows, product, quantise_frozen, scales_of_two
-from medreason.memory import LOGIT_ROWS
-
-if TYPE_CHECKING:
-    from medreason.datamodule import PackedBatch
 
 ARCHITECTURES = ("llama", "mistral")
 
@@ -324,7 +321,7 @@ class PackedPass:
         loss: Tensor = HeadLoss.apply(x, norm.weight, norm.variance_epsilon, head, shifted, torch.is_grad_enabled())
         return loss
 
-    def step(self, batch: "PackedBatch") -> Tensor:
+    def step(self, batch: PackedBatch) -> Tensor:
         """`loss` of a batch; 0 for one that counts for nothing."""
         tokens, labels, positions = (one.flatten() for one in (batch.input_ids, batch.labels, batch.position_ids))
         with torch.autocast(tokens.device.type, enabled=False):

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
-from medreason.storage import at_home
-
+HOME = re.compile(r"(sqlite:///|journal://)(~[^/]*)")  # of a storage's URL
 Settings = TypeVar("Settings")
 
 
@@ -754,3 +753,8 @@ class ConfirmConfig(TrialsConfig):
         check_most(self, "hydra.sweeper.", top=10_000, seeds=10_000)
         check(bool(self.sweep.strip()), "hydra.sweeper.sweep", "name the folder of a sweep", self.sweep)
         self.sweep = place("hydra.sweeper.sweep", self.sweep)
+
+
+def at_home(url: str) -> str:
+    """The URL of a file with `~` as the home folder."""
+    return HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), url)  # noqa: PTH111  # of text, not a path

@@ -7,6 +7,7 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
+from medreason import sweeper
 from medreason.command import command
 from medreason.config import ConfigError, TrainConfig
 from medreason.wandb_runs import check_wandb_names, has_wandb_account
@@ -119,7 +120,7 @@ def column(setting: str) -> str:
 
 
 def main() -> None:
-    command(lay_out, "dashboard", TrainConfig)
+    command(lay_out, "dashboard", TrainConfig, plugins=sweeper.register)
 
 
 if __name__ == "__main__":

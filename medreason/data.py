@@ -26,6 +26,7 @@ from medreason.preflight import check_hub_model, check_model_path, settle_hub
 from medreason.progress import describe_not_read, describe_rows, named, say
 from medreason.prompts import marks
 from medreason.run_directory import write_json
+from medreason.sources import needs_hub
 
 if TYPE_CHECKING:  # torch and Lightning, imported once the rows are known to be good
     from medreason.datamodule import MedicalReasoningData
@@ -40,7 +41,7 @@ def show(config: TrainConfig) -> None:
     """Reads, checks, tokenizes and packs as training would, and shows it."""
     run = Path(HydraConfig.get().runtime.output_dir)
     check_model_path(config.model)
-    settle_hub(config.model, config.data)
+    settle_hub(config.model, needs_hub(config.data))
     check_hub_model(config.model)
     split = read_split(config.data, say)
 

@@ -6,7 +6,7 @@ Split --documents--> tokens --fit, packing--> rows --PackedLoader--> PackedBatch
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medreason.batch import IGNORE_INDEX, PackedBatch
 from medreason.config import DataConfig, Packing, TrainConfig
 from medreason.corpus import Split
 from medreason.documents import Document, fit, read_documents
@@ -23,20 +24,6 @@ from medreason.progress import named
 from medreason.records import SHOWN, settle_rejects
 
 CONTROL_TOKEN = "hold a control token of the tokenizer"  # a row's reason
-IGNORE = -100  # torch's cross entropy leaves these labels out
-
-
-@dataclass  # not frozen: Lightning writes the moved tensors into a copy
-class PackedBatch:
-    """Rows for one forward pass. Labels are not shifted: the token at i is predicted from those before i."""
-
-    input_ids: Tensor  # (rows, row_tokens) int64
-    labels: Tensor  # (rows, row_tokens) int64, IGNORE where nothing is learned
-    position_ids: Tensor  # (rows, row_tokens) int64, from 0 in each document
-    lengths: tuple[int, ...]  # tokens of each document, row after row, padding included; sums to rows x row_tokens
-    tokens: int  # of documents: padding left out
-    targets: int  # labels that count in this batch
-    step_targets: int  # labels that count in the optimizer step that this batch belongs to, on all processes
 
 
 class ResumeMismatch(ValueError):
@@ -135,7 +122,7 @@ class PackedLoader:
 
     def row(self, documents: Sequence[Document], width: int) -> tuple[Any, Any, Any, list[int]]:
         """Tokens, labels, positions (each (width,) int64) and document lengths of one row."""
-        tokens, labels = np.full(width, self.pad_token, np.int64), np.full(width, IGNORE, np.int64)
+        tokens, labels = np.full(width, self.pad_token, np.int64), np.full(width, IGNORE_INDEX, np.int64)
         positions = np.zeros(width, np.int64)
         lengths = [len(document) for document in documents]
         start = 0

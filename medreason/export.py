@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medreason.answerer import questions_of
 from medreason.command import command
 from medreason.config import (
     Checkpoint,
@@ -37,15 +38,13 @@ from medreason.outside import literal
 from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 from medreason.progress import say
 from medreason.progress_line import AnswersLine
+from medreason.recorded import look_up, read_mapping
 from medreason.run_directory import adapter_of, weights_digest, write_json
 from medreason.run_log import kept_log
-from medreason.sweep_results import look_up, read_mapping
 from medreason.what_next import after_export
 
 if TYPE_CHECKING:
     from medreason.parity import Parity
-
-CASES_SEED = 20  # of questions beyond those of the run's own samples.json
 
 
 def export(config: ExportConfig) -> None:
@@ -169,18 +168,6 @@ def whole_folder(output: Path) -> Iterator[Path]:
         draft.rename(output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def questions_of(folder: Path, count: int) -> list[str]:
-    """Held-out questions that the run answered, then clinical cases made by rule: always `count`."""
-    from medreason.clinical_cases import generate_cases
-
-    try:
-        samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))
-        held_out = [str(sample["question"]) for sample in samples][:count]
-    except (OSError, ValueError, KeyError, TypeError):
-        held_out = []
-    return held_out + [case.question for case in generate_cases(count, seed=CASES_SEED)][: count - len(held_out)]
 
 
 def write_checked(

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+from medreason.batch import PackedBatch
 from medreason.config import OptimConfig, RunFailed
-from medreason.datamodule import PackedBatch
 from medreason.model import summed_loss
 from medreason.optimizer import build_optimizer, build_schedule, settle_rates
 from medreason.progress import say

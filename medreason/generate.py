@@ -12,7 +12,7 @@ from torch import Tensor
 from medreason.config import Format, Precision
 from medreason.control_tokens import encode
 from medreason.progress_line import AnswersLine
-from medreason.prompts import asked_text
+from medreason.prompts import asked_text, parse_answer
 
 
 @dataclass(frozen=True)
@@ -147,3 +147,9 @@ def generate_answers(
         if line is not None:
             line.tell(answered=len(answers))
     return [answers[index] for index in range(len(prompts))]
+
+
+def well_formed(written: Written, style: Format) -> bool:
+    """Whether a text shows its reasoning and then answers, within the length limit."""
+    parsed = parse_answer(written.text, style)
+    return bool(parsed.reasoning and parsed.answer) and not written.cut

@@ -13,6 +13,7 @@ bits, rows of 8,192 and 16,384 tokens, one H100; the counts below reproduce them
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from medreason.batch import LOGIT_ROWS
 from medreason.config import Algorithm, ConfigError, Precision, Recompute
 from medreason.flops import Shape, linear_weights, token_flops
 
@@ -21,7 +22,6 @@ FITS = 0.96  # of the free memory: estimates are within 2% of what was measured,
 BYTES = {Precision.nf4: 0.516, Precision.int8: 1.0, Precision.half: 2.0, Precision.bf16: 2.0}  # of a frozen weight
 STATES = {Algorithm.adamw: 8.0, Algorithm.adamw_8bit: 2.0}  # bytes of an optimizer for each trained weight
 UNSLOTH_WORKING = 1.0 * GIB  # beside a layer's activations: logits in chunks, weights widened for a product
-LOGIT_ROWS = 2048  # tokens whose logits the fast engine holds at once
 # what is tried, fastest first; 2 copies of 8-bit weights spare the backward pass their transposition
 FP8 = ((Recompute.none, 2), (Recompute.none, 1), (Recompute.selective, 2), (Recompute.selective, 1),
        (Recompute.full, 2), (Recompute.full, 1))  # fmt: skip

@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from medreason import embedded
+from medreason.batch import PackedBatch
 from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig
 from medreason.flops import peak_flops, shape_of
 from medreason.memory import GIB, Need, choose, describe, lora_weights, seconds
@@ -18,9 +19,6 @@ from medreason.preflight import EMBEDDED
 from medreason.progress import say
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE, dated
 from medreason.shared_cpu import share_cpu
-
-if TYPE_CHECKING:  # datamodule imports Lightning, and with it transformers: that must come after Unsloth
-    from medreason.datamodule import PackedBatch
 
 LONGEST_CONTEXT = 32_768  # tokens; a model that reads more is not loaded for more
 
@@ -258,7 +256,7 @@ def check_targets(model: torch.nn.Module, target_modules: list[str]) -> None:
             raise ConfigError(f"lora.target_modules: the model has no {target!r}; it has {', '.join(sorted(names))}")
 
 
-def summed_loss(model: Any, batch: "PackedBatch") -> Tensor:
+def summed_loss(model: Any, batch: PackedBatch) -> Tensor:
     """Cross entropy summed over the target tokens of packed rows, float32, shape ()."""
     if packed := getattr(model, "packed", None):
         fast: Tensor = packed.step(batch)

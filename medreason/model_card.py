@@ -16,8 +16,8 @@ from medreason.outside import markdown, one_line
 from medreason.overrides import command_line
 from medreason.preflight import EMBEDDED
 from medreason.prompts import FORMATS
+from medreason.recorded import finite, look_up, mapping, read_mapping
 from medreason.run_directory import tokens_trained
-from medreason.sweep_results import finite, look_up, mapping, read_mapping
 from medreason.what_next import ollama, text
 
 NOT_MEASURED = "not measured"

@@ -6,13 +6,14 @@
 Everything that writes a command, or hands settings to another process, writes them here.
 """
 
+import os
 import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from hydra._internal.utils import get_args_parser
@@ -228,3 +229,21 @@ def agents_overrides(words: Sequence[str], given: Mapping[str, Any]) -> list[str
     made = {f"{plus}{name}={value}": f"{plus}{override(name, value)}" for name, value in given.items()
             for plus in ("", "+", "++")}  # fmt: skip
     return [made.get(word, word) for word in words]
+
+
+def agents_settings() -> dict[str, Any]:
+    """What an agent of W&B's own sweeps gave this process: settings and values; nothing without an agent.
+
+    Raises ConfigError where its file cannot be read.
+    """
+    given = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not given:
+        return {}
+    import yaml
+
+    try:
+        entries = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"WANDB_SWEEP_PARAM_PATH={given}: cannot be read ({type(error).__name__})") from error
+    entries = entries.items() if isinstance(entries, dict) else ()
+    return {str(key): entry["value"] for key, entry in entries if isinstance(entry, dict) and "value" in entry}

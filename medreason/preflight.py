@@ -13,7 +13,6 @@ from medreason import embedded
 from medreason.chat_template import check_chat_template
 from medreason.config import (
     ConfigError,
-    DataConfig,
     LoggerConfig,
     LoggerKind,
     ModelConfig,
@@ -27,19 +26,18 @@ from medreason.config import (
 from medreason.hub import NotAllowed, check_readable
 from medreason.prompts import FORMATS
 from medreason.run_directory import read_json
-from medreason.sources import is_local
 from medreason.storage import hidden
 
 EMBEDDED = "embedded:"
 API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
 
 
-def check_run(config: TrainConfig) -> None:
+def check_run(config: TrainConfig, data_on_hub: bool) -> None:
     """Raises ConfigError, in about three seconds, for a run that cannot start here. Call before any hub library."""
     check_model_path(config.model)
     if config.model.chat_template and FORMATS[config.data.format].prompt is None:
         check_chat_template(config.model.chat_template, "model.chat_template")
-    settle_hub(config.model, config.data)
+    settle_hub(config.model, data_on_hub)
     check_hub_model(config.model)
     check_hardware(config.model, config.trainer)
 
@@ -89,13 +87,11 @@ def on_hub(model: ModelConfig) -> bool:
     return not model.path.startswith(EMBEDDED) and not Path(model.path).is_dir()
 
 
-def settle_hub(model: ModelConfig, data: DataConfig) -> None:
+def settle_hub(model: ModelConfig, data_on_hub: bool) -> None:
     """Turns the hub off for this process where nothing is wanted from it or it cannot be reached.
 
     Else the libraries retry every call for half a minute; with the hub off they look into their caches at once.
     """
-    paths = [*(source.path for source in data.sources()), *data.benchmarks]
-    data_on_hub = any(not is_local(path) for path in paths)
     if "HF_HUB_OFFLINE" not in os.environ and not ((on_hub(model) or data_on_hub) and hub_answers()):
         os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -31,17 +31,14 @@ from medreason.page import (
 )
 from medreason.progress import speak_safely
 from medreason.prompts import parse_answer
+from medreason.recorded import finite, look_up, mapping, read_mapping
 from medreason.sweep_results import (
     Trial,
     by_start,
     finished,
-    finite,
     is_run,
     is_sweep,
-    look_up,
-    mapping,
     monitored,
-    read_mapping,
     read_rows,
     read_sweep,
     read_trial,

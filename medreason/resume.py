@@ -16,8 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from medreason.config import ConfigError, TrainConfig, place, typed
 from medreason.overrides import command_line, given_overrides, is_sweeping, override
+from medreason.recorded import finite, mapping
 from medreason.run_directory import nearby, read_json, run_config, settings_of
-from medreason.sweep_results import finite, mapping
 
 SETTING = "resume"
 # what a run may have otherwise from here on: how long it trains, what it measures, where things lie, who computes

@@ -18,10 +18,9 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from medreason.answering import well_formed
 from medreason.clinical_cases import answers_match
 from medreason.config import Source, TrainConfig, steps_of
-from medreason.generate import Written, generate_answers
+from medreason.generate import Written, generate_answers, well_formed
 from medreason.progress import first_process
 from medreason.progress_line import AnswersLine
 from medreason.prompts import Example, parse_answer

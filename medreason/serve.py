@@ -22,8 +22,9 @@ from medreason.export import check_base, read_run, write_export
 from medreason.own_process import carry_out, describe_exit
 from medreason.preflight import check_installed, check_port, check_safetensors
 from medreason.progress import quieten, say
+from medreason.recorded import read_mapping
 from medreason.run_directory import adapter_of, read_json, weights_digest
-from medreason.sweep_results import read_mapping
+from medreason.what_next import VLLM_PARSER
 
 MAX_REQUESTS = {Engine.transformers: 64, Engine.vllm: 256}  # at work and waiting; at work
 
@@ -168,9 +169,6 @@ def vllm_command(config: ServeConfig, folder: Path, template: dict[str, Any] | N
     }
     words = ["vllm", "serve", str(folder), *(str(word) for pair in bounds.items() for word in pair)]
     return [*words, "--reasoning-parser", VLLM_PARSER] if vllm_parts(template) else words
-
-
-VLLM_PARSER = "olmo3"  # reads think tags as text; vLLM's others need them to be tokens of the vocabulary
 
 
 def vllm_parts(template: dict[str, Any] | None) -> bool:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from medreason.config import ConfigError
+from medreason.config import ConfigError, DataConfig
 from medreason.folders import PATH, Wanted, files_of, table_kind, to_learn, visible
 from medreason.tables import Row, read_table
 
@@ -18,6 +18,11 @@ PINNED = re.compile(r"[0-9a-f]{40}")
 def is_local(path: str) -> bool:
     """Whether a path means a file or folder here rather than a data set of the hub (OWNER/NAME)."""
     return Path(path).exists() or table_kind(Path(path)) is not None or path.count("/") != 1
+
+
+def needs_hub(config: DataConfig) -> bool:
+    """Whether any rows or benchmarks of a configuration are on the hub."""
+    return any(not is_local(path) for path in (*(source.path for source in config.sources()), *config.benchmarks))
 
 
 def content_digest(

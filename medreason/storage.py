@@ -16,7 +16,6 @@ VARIABLE = "MEDREASON_STORAGE"
 SETTING = "hydra.sweeper.storage"
 USERINFO = re.compile(r"([\w+.-]+://[^\s:/@]*):(.*)@")  # to the last @: a password may hold one that nobody escaped
 SECRET = re.compile("pass|pwd|token|secret", re.IGNORECASE)  # names of a query's secrets
-HOME = re.compile(r"(sqlite:///|journal://)(~[^/]*)")
 
 
 def public(url: str) -> str:
@@ -54,11 +53,6 @@ def hidden(text: str) -> str:
     for secret in secrets(os.environ.get(VARIABLE, "")):
         text = text.replace(secret, "***") if len(secret) > 3 else text
     return re.sub(r"(\w://[^\s:/@]*):[^\s/@]+@", r"\1:***@", text)
-
-
-def at_home(url: str) -> str:
-    """The URL of a file with `~` as the home folder."""
-    return HOME.sub(lambda found: found[1] + os.path.expanduser(found[2]), url)  # noqa: PTH111  # of text, not a path
 
 
 def begin_again(changed: Mapping[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from medreason.recorded import finite, look_up, mapping, read_mapping
 from medreason.run_directory import read_cells, repeatable, series
 
 Setting = int | float | str
@@ -38,19 +38,6 @@ class Trial:
     curve: tuple[list[float], list[float]]  # optimizer steps, monitored metric
 
 
-def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
-    """A JSON or YAML file's content and an empty string; or an empty mapping and what is wrong with the file."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where it was compiled
-        content = yaml.load(text, Loader=loader) if path.suffix == ".yaml" else json.loads(text)
-    except FileNotFoundError:
-        return {}, f"no {path.name}"
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        return {}, f"{path.name} cannot be read ({type(error).__name__})"
-    return (content, "") if isinstance(content, dict) else ({}, f"{path.name} holds no settings")
-
-
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv that have a step, as numbers; cells that are none are left out, as is a cut last row."""
     try:
@@ -61,17 +48,6 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
-def finite(value: object) -> float | None:
-    """The number that a value is or spells; None for anything else, NaN and infinity."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def setting(value: object) -> Setting:
     """A swept value as a number where it is one, as text otherwise."""
     number = finite(value)
@@ -79,18 +55,6 @@ def setting(value: object) -> Setting:
         text = value if isinstance(value, str) else json.dumps(value, default=str)
         return text.encode(errors="replace").decode()  # half of a surrogate pair cannot be drawn
     return int(number) if number.is_integer() else number
-
-
-def look_up(config: Mapping[str, Any], key: str) -> Any:
-    """The value at `lora.r`; None where there is none, or a whole group."""
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return None if isinstance(node, Mapping) else node
-
-
-def mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def is_run(folder: Path) -> bool:

@@ -230,10 +230,11 @@ def prepare_data(config: DictConfig) -> "tuple[TrainConfig, Split]":
     """Reads the rows once, into the cache that all trials share. Raises ConfigError as a trial would, but now."""
     from medreason.corpus import read_split
     from medreason.preflight import check_model_path, settle_hub
+    from medreason.sources import needs_hub
 
     typed_config = load(run_settings(config), TrainConfig)
     check_model_path(typed_config.model)
-    settle_hub(typed_config.model, typed_config.data)
+    settle_hub(typed_config.model, needs_hub(typed_config.data))
     split = read_split(typed_config.data, say)
     say(f"{len(split.corpus):,} examples of {split.corpus.source}")
     return typed_config, split

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from medreason import sweeper
 from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, LoggerKind, Recompute, RunFailed, TrainConfig, steps_of
 from medreason.corpus import read_split
@@ -28,6 +29,7 @@ from medreason.overrides import command_line, override
 from medreason.own_process import alone, carry_out, describe_exit, one_of_several, run_command
 from medreason.preflight import check_logger, check_run, check_steps, describe_few, lightning_precision
 from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
+from medreason.recorded import finite, mapping
 from medreason.resume import nothing_left, repeated
 from medreason.run_directory import (
     ADAPTER,
@@ -45,7 +47,7 @@ from medreason.run_directory import (
     write_settings,
 )
 from medreason.run_log import child_output, logged, told_traceback
-from medreason.sweep_results import finite, mapping
+from medreason.sources import needs_hub
 from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
 from medreason.what_next import after_run
 
@@ -70,7 +72,7 @@ def train_alone(config: TrainConfig, run: Path) -> None:
     """Trains in a directory that no other process trains in."""
     if child_output() is not None and not one_of_several():  # somebody may be looking
         say(f"log: {nearby(run)}/train.log")
-    check_run(config)
+    check_run(config, needs_hub(config.data))
     if config.logger.kind is LoggerKind.wandb:
         check_wandb(config.logger)
     check_logger(config.logger)
@@ -540,7 +542,7 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
 
 
 def main() -> None:
-    command(train, "train", TrainConfig)
+    command(train, "train", TrainConfig, plugins=sweeper.register)
 
 
 if __name__ == "__main__":

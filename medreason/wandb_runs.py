@@ -9,7 +9,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from medreason.config import ConfigError, Format, LoggerConfig, LoggerKind, TrainConfig, check
-from medreason.overrides import spelled
+from medreason.overrides import agents_settings, spelled
 from medreason.progress import describe_swept, say
 from medreason.prompts import parse_answer
 from medreason.run_directory import read_json, settings_of
@@ -93,24 +93,6 @@ def log_scores(config: TrainConfig, run: Path, name: str, scores: Mapping[str, A
     resumed: Any = wandb.init(project=config.logger.project, dir=run, id=identity, resume="allow", mode=how)
     resumed.summary.update({f"evaluation/{name}/{key}": value for key, value in logged.items()})
     resumed.finish()
-
-
-def agents_settings() -> dict[str, Any]:
-    """What an agent of W&B's own sweeps gave this process: settings and values; nothing without an agent.
-
-    Raises ConfigError where its file cannot be read.
-    """
-    given = os.environ.get("WANDB_SWEEP_PARAM_PATH")
-    if not given:
-        return {}
-    import yaml
-
-    try:
-        entries = yaml.safe_load(Path(given).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"WANDB_SWEEP_PARAM_PATH={given}: cannot be read ({type(error).__name__})") from error
-    entries = entries.items() if isinstance(entries, dict) else ()
-    return {str(key): entry["value"] for key, entry in entries if isinstance(entry, dict) and "value" in entry}
 
 
 def agent_parameters() -> dict[str, str]:

@@ -15,6 +15,8 @@ from medreason.overrides import command_line, override, shell_word
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be told to make room for
 
+VLLM_PARSER = "olmo3"  # reads think tags as text; vLLM's others need them to be tokens of the vocabulary
+
 
 def from_here(path: Path) -> Path:
     """The path as it is said from the working directory, where it lies in there."""
@@ -71,8 +73,6 @@ def run_name(export: Path) -> str:
 
 
 def vllm(place: str, style: Format) -> str:
-    from medreason.serve import VLLM_PARSER
-
     parser = ["--reasoning-parser", VLLM_PARSER] if style is Format.think else []
     return " ".join(["vllm serve", shell_word(place), *parser])
 

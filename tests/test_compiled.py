@@ -13,9 +13,10 @@ from torch.nn.functional import cosine_similarity, cross_entropy
 from conftest import TINY, lora, run_train, tiny_run
 from medreason import embedded, kernels
 from medreason.attention import Documents, attend, attend_backward, by_document, in_own_graph
+from medreason.batch import PackedBatch
 from medreason.compiled import adapt, check_architecture
 from medreason.config import ConfigError, Format, Precision, Recompute
-from medreason.datamodule import PackedBatch, PackedLoader
+from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
 from medreason.fp8 import quantise
 from medreason.model import load_model, summed_loss

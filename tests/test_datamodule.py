@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from conftest import data_config, write_rows
+from medreason.batch import IGNORE_INDEX, PackedBatch
 from medreason.config import ConfigError
 from medreason.corpus import read_split
-from medreason.datamodule import IGNORE, MedicalReasoningData, PackedBatch, PackedLoader, ResumeMismatch
+from medreason.datamodule import MedicalReasoningData, PackedLoader, ResumeMismatch
 from medreason.documents import Document
 from medreason.prompts import Example
 
@@ -27,15 +28,15 @@ def loader(**changes: Any) -> PackedLoader:
 def test_a_row_holds_documents_labels_and_positions_as_drawn() -> None:
     batch = PackedLoader([document([1, 2, 3, 4], 2), document([5, 6, 7], 1)], 9, pad_token=0).batch([0], 0)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 6, 7, 0, 0]]
-    assert batch.labels.tolist() == [[IGNORE, IGNORE, 3, 4, IGNORE, 6, 7, IGNORE, IGNORE]]
+    assert batch.labels.tolist() == [[IGNORE_INDEX, IGNORE_INDEX, 3, 4, IGNORE_INDEX, 6, 7, IGNORE_INDEX, IGNORE_INDEX]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1]]
     assert (batch.lengths, batch.tokens, batch.targets, batch.step_targets) == ((4, 3, 2), 7, 4, 4)
 
 
 def test_the_first_token_of_a_document_is_never_a_target() -> None:
     for batch in loader(rows_per_batch=2):
-        assert torch.all(batch.labels[batch.position_ids == 0] == IGNORE)
-        assert int((batch.labels != IGNORE).sum()) == batch.targets
+        assert torch.all(batch.labels[batch.position_ids == 0] == IGNORE_INDEX)
+        assert int((batch.labels != IGNORE_INDEX).sum()) == batch.targets
         assert sum(batch.lengths) == batch.input_ids.numel()
 
 
@@ -119,7 +120,7 @@ def test_processes_share_the_rows_of_an_epoch_and_agree_on_what_a_step_holds(
 def test_a_row_that_counts_for_nothing_has_labels_and_no_targets() -> None:
     last = list(loader(process=1, processes=2))[-1]
     assert (last.tokens, last.targets) == (0, 0)
-    assert bool((last.labels != IGNORE).any()), "a loss over no label at all would not be a number"
+    assert bool((last.labels != IGNORE_INDEX).any()), "a loss over no label at all would not be a number"
 
 
 def test_without_packing_each_document_has_a_row_as_long_as_the_longest_of_its_batch() -> None:

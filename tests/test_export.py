@@ -14,6 +14,7 @@ import yaml
 
 from conftest import ROOT, TINY, run_command, run_train, tiny_run
 from medreason import export, gguf_export
+from medreason.answerer import questions_of
 from medreason.config import (
     ConfigError,
     ExportConfig,
@@ -192,10 +193,10 @@ def test_logits_that_are_not_numbers_fail() -> None:
 
 def test_questions_are_the_runs_own_then_clinical_cases(run: Path, tmp_path: Path) -> None:
     held_out = [sample["question"] for sample in json.loads((run / "samples.json").read_text())]
-    asked = export.questions_of(run, 5)
+    asked = questions_of(run, 5)
     assert asked[:2] == held_out and len(set(asked)) == 5
-    assert export.questions_of(tmp_path, 3) == export.questions_of(tmp_path, 3)
-    assert export.questions_of(run, 1) == held_out[:1]
+    assert questions_of(tmp_path, 3) == questions_of(tmp_path, 3)
+    assert questions_of(run, 1) == held_out[:1]
 
 
 def numbers(text: str) -> set[str]:

@@ -12,12 +12,12 @@ import optuna
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from medreason.config import ConfigError, Pruner, RunFailed, Sampler, SearchConfig
+from medreason.config import ConfigError, Pruner, RunFailed, Sampler, SearchConfig, at_home
 from medreason.overrides import override
 from medreason.own_process import claim
 from medreason.run_directory import read_json, tokens_trained, write_json
 from medreason.space import read_space
-from medreason.storage import at_home, hidden, whole
+from medreason.storage import hidden, whole
 from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
 from medreason.trials import best_trials, carry_out_trials, check_any_finished
 
