@@ -130,7 +130,7 @@ def serve(at: str) -> None:
     listening.listen(64)
     Path(f"{at}.new").rename(at)
     own = read_late(dict(os.environ))
-    import_all()
+    folders = import_all()
     sys.executable = str(Path(at).with_name("python"))
     woken, wake = socket.socketpair()
     for end in (woken, wake):
@@ -170,6 +170,8 @@ def serve(at: str) -> None:
                     other.close()
                 return become(request, fds)
     os.unlink(at)
+    for folder in folders:
+        folder.cleanup()
 
 
 def fork() -> int:
@@ -178,16 +180,22 @@ def fork() -> int:
     return os.fork()
 
 
-def import_all() -> None:
-    """Imports what commands import, before the first of them is forked."""
+def import_all() -> list[tempfile.TemporaryDirectory[str]]:
+    """Imports what commands import, before the first of them is forked; temporary folders that imports made."""
     import importlib
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' to hear
     for module in WARM:
         importlib.import_module(module)
-    threads = [Path(f"/proc/self/task/{one}/comm").read_text(encoding="utf-8").strip() for one in os.listdir("/proc/self/task")]
+    threads = [
+        Path(f"/proc/self/task/{one}/comm").read_text(encoding="utf-8").strip() for one in os.listdir("/proc/self/task")
+    ]
     assert set(threads[1:]) <= {"jemalloc_bg_thd"}, f"a fork would lack {threads}, which an import started"
+    folders = [one for one in gc.get_objects() if isinstance(one, tempfile.TemporaryDirectory)]
+    for folder in folders:
+        folder._finalizer.atexit = False  # type: ignore[attr-defined]  # the first fork to end would remove them
     gc.freeze()  # else a fork's first collection would copy every page that imports filled
+    return folders
 
 
 def reap(children: dict[int, socket.socket], connected: list[socket.socket]) -> None:
