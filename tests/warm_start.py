@@ -1,15 +1,15 @@
 """Commands of the tests start warm: one process imports Unsloth once, and each `python -m medreason.X` is a fork of it.
 
-    pytest --- runs ---> python (a stand-in: a script) --- socket: words, environment, descriptors ---> server
-                              ^ exit status                                                               | fork
-                              +---------------------------------------------------------------------- the command
+    pytest --- runs ---> stand-in for Python --- socket: words, environment, descriptors ---> server
+                               ^                                                                | fork
+                               +--------------------- exit status ------------------------ the command
 
-An import of Unsloth takes 10 to 20 seconds of a core, the tests start more than a hundred commands, and most train a tiny
-model for a second. A fork has modules of its own from then on, so that nothing one command does reaches the next. The
-stand-in hands on signals; killed, it takes the command with it. What it cannot do in the server's likeness (an
-environment that an import would have read, another module, `-c`) it leaves to Python itself.
+An import of Unsloth takes 10 to 20 seconds of a core, the tests start more than a hundred commands, and most of these
+train a tiny model for a second. A fork has modules of its own, so nothing that one command does reaches the next. The
+stand-in hands on signals; killed, it takes the command with it. What a fork could not do as Python would (`-c`, an
+environment that an import would have read), the stand-in leaves to Python itself.
 
-Run as a script with a socket's path this file is the server; with `as-python` before Python's own arguments, the stand-in.
+As a script with a socket's path, this file is the server; with `as-python` and Python's own arguments, the stand-in.
 """
 
 import array
@@ -25,22 +25,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 REAL_PYTHON = "MEDREASON_TEST_PYTHON"  # in the environment of the server and of all that it starts
 # read when a command runs, not when a package is imported; any other difference from the server's starts Python itself
-READ_LATE = ("MEDREASON_", "WANDB_", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "PYTEST_", "PWD", "OLDPWD",
-             "SHLVL", "_", "HYDRA_", "LOCAL_", "RANK", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_",
-             "NODE_RANK", "PL_", "KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK", "COLAB_", "KAGGLE_", "MLFLOW_", "TRACKIO_",
-             "CUDA_VISIBLE_DEVICES")  # fmt: skip
-WARM = ("unsloth", "lightning.pytorch", "trl", "pandas", "medreason.train", "medreason.finetuner", "medreason.datamodule",
-        "medreason.callbacks", "medreason.evaluate", "medreason.export", "medreason.data", "medreason.chat")  # fmt: skip
+READ_LATE = (
+    *("MEDREASON_", "WANDB_", "HYDRA_", "MLFLOW_", "TRACKIO_", "COLAB_", "KAGGLE_", "PYTEST_", "CUDA_VISIBLE_DEVICES"),
+    *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "KMP_"),
+    *("LOCAL_", "RANK", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "NODE_RANK", "PL_"),
+)
+MODULES = ("medreason.", "torch.distributed.run", "submitit.core._submit")  # what a fork carries out
+WITHOUT_UNSLOTH = ("medreason.serve",)  # it would be served by what Unsloth made of transformers
+WARM = (
+    *("unsloth", "lightning.pytorch", "medreason.train", "medreason.finetuner", "medreason.datamodule"),
+    *("medreason.callbacks", "medreason.evaluate", "medreason.export", "medreason.data", "medreason.chat"),
+)
 
 
-def read_late(environment: dict[str, str]) -> dict[str, str]:
-    """The part of an environment that must be the server's own, for a fork of it to be what Python would have been."""
+def imported(environment: dict[str, str]) -> dict[str, str]:
+    """The part of an environment that an import may have read: a fork is no other process only if it is the same."""
     return {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
 
 
@@ -82,7 +86,8 @@ def stand_in(python: str, at: str, words: list[str]) -> None:
     """Has the server carry out `python WORDS`, or becomes Python itself."""
     unbuffered = words[:1] == ["-u"]
     rest = words[1:] if unbuffered else words
-    ours = rest[:1] == ["-m"] and rest[1:2] and rest[1].startswith("medreason.")
+    command = rest[1:]
+    ours = rest[:1] == ["-m"] and command[0].startswith(MODULES) and command[0] not in WITHOUT_UNSLOTH
     asked = socket.socket(socket.AF_UNIX)
     try:
         if not ours:
@@ -90,20 +95,30 @@ def stand_in(python: str, at: str, words: list[str]) -> None:
         asked.connect(at)
     except OSError:
         os.execv(python, [python, *words])
-    descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    descriptors = [int(one.name) for one in Path("/proc/self/fd").iterdir()]
     passed = [one for one in descriptors if one != asked.fileno() and inheritable(one)]
-    request = {"module": rest[1], "words": rest[2:], "cwd": os.getcwd(), "environment": dict(os.environ), "fds": passed,
-               "unbuffered": unbuffered}  # fmt: skip
+    request = {
+        "command": command[0],
+        "words": command[1:],
+        "cwd": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "fds": passed,
+        "unbuffered": unbuffered,
+    }
     data = json.dumps(request).encode()
-    socket.send_fds(asked, [len(data).to_bytes(8, "big")], passed)
-    asked.sendall(data)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
         signal.signal(number, lambda number, _: asked.sendall(bytes([number])))
     answer = b""
-    while len(answer) < 4:
-        if not (read := asked.recv(4 - len(answer))):
-            os.kill(os.getpid(), signal.SIGKILL)  # the server is gone, and its children with it
-        answer += read
+    try:
+        socket.send_fds(asked, [len(data).to_bytes(8, "big")], passed)
+        asked.sendall(data)
+        while len(answer) < 4:
+            if not (read := asked.recv(4 - len(answer))):
+                raise ConnectionResetError
+            answer += read
+    except ConnectionError:
+        print(f"the server of warm commands is gone: {Path(at).with_name('server.log')}", file=sys.stderr)
+        os._exit(70)
     status = int.from_bytes(answer, "big")
     if status == 1 << 31:  # the environment is one that an import would have read
         os.execv(python, [python, *words])
@@ -129,7 +144,7 @@ def serve(at: str) -> None:
     listening.bind(f"{at}.new")
     listening.listen(64)
     Path(f"{at}.new").rename(at)
-    own = read_late(dict(os.environ))
+    own = imported(dict(os.environ))
     folders = import_all()
     sys.executable = str(Path(at).with_name("python"))
     woken, wake = socket.socketpair()
@@ -157,7 +172,8 @@ def serve(at: str) -> None:
             if request is None:  # a test process that ends
                 connected.remove(one)
                 one.close()
-            elif read_late(request["environment"]) != own:
+            elif other := imported(request["environment"]).items() ^ own.items():
+                print("left to Python:", request["command"], sorted({name for name, _ in other}), flush=True)
                 one.sendall((1 << 31).to_bytes(4, "big"))
                 close_all(fds)
             elif child := fork():
@@ -169,7 +185,7 @@ def serve(at: str) -> None:
                 for other in (listening, woken, wake, *connected):
                     other.close()
                 return become(request, fds)
-    os.unlink(at)
+    Path(at).unlink()
     for folder in folders:
         folder.cleanup()
 
@@ -184,14 +200,14 @@ def import_all() -> list[tempfile.TemporaryDirectory[str]]:
     """Imports what commands import, before the first of them is forked; temporary folders that imports made."""
     import importlib
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the tests' to hear
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests to hear
     for module in WARM:
         importlib.import_module(module)
-    threads = [
-        Path(f"/proc/self/task/{one}/comm").read_text(encoding="utf-8").strip() for one in os.listdir("/proc/self/task")
-    ]
+    threads = [(one / "comm").read_text(encoding="utf-8").strip() for one in Path("/proc/self/task").iterdir()]
     assert set(threads[1:]) <= {"jemalloc_bg_thd"}, f"a fork would lack {threads}, which an import started"
-    folders = [one for one in gc.get_objects() if isinstance(one, tempfile.TemporaryDirectory)]
+    folders = [
+        one for one in gc.get_objects() if type(one) is tempfile.TemporaryDirectory
+    ]  # a proxy would answer isinstance
     for folder in folders:
         folder._finalizer.atexit = False  # type: ignore[attr-defined]  # the first fork to end would remove them
     gc.freeze()  # else a fork's first collection would copy every page that imports filled
@@ -256,17 +272,18 @@ def become(request: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
     sys.argv = ["-m", *request["words"]]
-    sys.orig_argv = [sys.executable, "-m", request["module"], *request["words"]]
+    sys.orig_argv = [sys.executable, "-m", request["command"], *request["words"]]
     sys.path[0] = request["cwd"]
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        stream = open(number, mode, encoding="utf-8", closefd=False, errors="surrogateescape" if number == 0 else None)
+        errors = "surrogateescape" if name == "stdin" else None
+        stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     sys.stdout.reconfigure(write_through=request["unbuffered"])  # type: ignore[union-attr]
     sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)  # type: ignore[union-attr]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     global COMMAND
-    COMMAND = request["module"]
+    COMMAND = request["command"]
 
 
 COMMAND = ""
