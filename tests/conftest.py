@@ -6,11 +6,13 @@ import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two in each of several processes would wait for each other
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MEDREASON_CACHE"] = os.environ.get("MEDREASON_TEST_CACHE") or tempfile.mkdtemp(prefix="medreason-tests-")
 
 import unsloth  # noqa: F401, I001  # before anything that imports transformers
+import functools
 import json
 import socket
 import subprocess
@@ -25,6 +27,7 @@ from medreason.command import composed
 from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision, Recompute
 from medreason.model import load_model, load_tokenizer
 from medreason.prompts import Example
+from warm_start import warm_python
 
 # a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -91,8 +94,17 @@ def run_train(*overrides: str, **options: Any) -> subprocess.CompletedProcess[st
 
 def run_command(name: str, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """`python -m medreason.NAME OVERRIDES` in a process of its own."""
-    command = [sys.executable, "-m", f"medreason.{name}", *overrides]
+    command = [python(), "-m", f"medreason.{name}", *overrides]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+@functools.cache
+def python() -> str:
+    """What carries out `-m medreason.X`: a stand-in whose process has its imports behind it, else Python itself."""
+    if not sys.platform.startswith("linux") or Path("/dev/nvidiactl").exists():  # CUDA cannot be forked
+        return sys.executable
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    return warm_python(Path(tempfile.gettempdir()) / f"medreason-warm-{session}")
 
 
 # a run of the tiny model that takes a second once its imports are done

@@ -1,7 +1,6 @@
 import dataclasses
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import yaml
 from wandb import wandb_agent
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-from conftest import ROOT, composed
+from conftest import ROOT, composed, python
 from medreason import dashboard
 from medreason.command import known_keys
 from medreason.config import ConfigError, LoggerKind, TrainConfig
@@ -95,7 +94,7 @@ def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_an_account_it_says_what_to_do_and_leaves_nothing_behind(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"}
     said = subprocess.run(
-        [sys.executable, "-m", "medreason.dashboard"],
+        [python(), "-m", "medreason.dashboard"],
         cwd=tmp_path,
         env=environment | {"NETRC": str(tmp_path / "none")},
         capture_output=True,
@@ -136,7 +135,7 @@ def test_an_agent_of_a_wandb_sweep_starts_training_with_its_choice(agents_comman
 
 
 def test_runs_of_one_second_get_directories_of_their_own(agents_command: list[str]) -> None:
-    train = [sys.executable, "-m", "medreason.train", "--cfg", "hydra", "--resolve", "--package", "hydra.run"]
+    train = [python(), "-m", "medreason.train", "--cfg", "hydra", "--resolve", "--package", "hydra.run"]
     said = subprocess.run([*train, *agents_command[4:]], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert "dir: runs/wandb_sweep1/run1" in said.stdout, said.stderr
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, TINY, run_command, run_train, tiny_run
+from conftest import ROOT, TINY, python, run_command, run_train, tiny_run
 from medreason import export, gguf_export
 from medreason.answerer import questions_of
 from medreason.config import (
@@ -464,7 +464,7 @@ def test_a_mistake_is_one_line_before_anything_slow_is_imported(given: str, tell
 
 
 def test_an_export_asked_to_stop_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "medreason.export", f"run={run}", "format=merged", f"output={tmp_path / 'merged'}"]
+    words = [python(), "-m", "medreason.export", f"run={run}", "format=merged", f"output={tmp_path / 'merged'}"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:

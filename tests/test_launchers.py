@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, run_train, tiny_run
+from conftest import ROOT, python, run_train, tiny_run
 from medreason.run_directory import read_metrics
 
 
@@ -28,7 +27,7 @@ def test_a_job_that_its_scheduler_takes_away_goes_on_when_it_is_started_again(tm
         "trainer.checkpoint_every_steps=190", "trainer.answer_questions=0",
     )  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "medreason.train", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [python(), "-m", "medreason.train", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     metrics, deadline = folder / "0" / "metrics.csv", time.monotonic() + 120
     while not (metrics.is_file() and ",50," in metrics.read_text()):

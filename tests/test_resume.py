@@ -4,14 +4,13 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import ROOT, run_train, tiny_run
+from conftest import ROOT, python, run_train, tiny_run
 from medreason.config import Format
 from medreason.run_directory import run_config
 
@@ -47,7 +46,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_logs_the_same_numbers_bit_for_bit
     unbroken: Path, rows_file: Path
 ) -> None:
     runs = unbroken.parent
-    command = [sys.executable, "-m", "medreason.train", *tiny_run(runs / "killed", rows_file, *LENGTH)]
+    command = [python(), "-m", "medreason.train", *tiny_run(runs / "killed", rows_file, *LENGTH)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = runs / "killed" / "metrics.csv"
     deadline = time.monotonic() + 120
@@ -75,7 +74,7 @@ def test_a_run_stopped_by_ctrl_c_saves_its_step_and_goes_on_with_the_command_it_
     unbroken: Path, rows_file: Path
 ) -> None:
     run = unbroken.parent / "stopped"
-    command = [sys.executable, "-m", "medreason.train", *tiny_run(run, rows_file, *LENGTH)]
+    command = [python(), "-m", "medreason.train", *tiny_run(run, rows_file, *LENGTH)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     deadline = time.monotonic() + 120
     while not ((run / "metrics.csv").is_file() and "\n0,5," in (run / "metrics.csv").read_text()):

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, TAUGHT, free_port, run_command
+from conftest import ROOT, TAUGHT, free_port, python, run_command
 from medreason import serve
 from medreason.config import ConfigError, Engine, ExportFormat, Format, Quantization, ServeConfig
 from medreason.export import read_run, write_export
@@ -38,7 +38,7 @@ def exported(taught_run: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(taught_run: Path, exported: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     port = free_port()
-    words = [sys.executable, "-m", "medreason.serve", f"run={taught_run}", f"port={port}"]
+    words = [python(), "-m", "medreason.serve", f"run={taught_run}", f"port={port}"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         url = f"http://127.0.0.1:{port}"
@@ -214,7 +214,7 @@ def test_vllm_says_ready_when_it_answers_and_ends_with_ctrl_c(exported: Path, tm
     fake, port = tmp_path / "vllm", free_port()
     fake.write_text(FAKE_VLLM.replace("{python}", sys.executable))
     fake.chmod(0o755)
-    words = [sys.executable, "-m", "medreason.serve", f"weights={exported}", "engine=vllm", f"port={port}"]
+    words = [python(), "-m", "medreason.serve", f"weights={exported}", "engine=vllm", f"port={port}"]
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     with subprocess.Popen(
         [*words, "max_requests=9"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,

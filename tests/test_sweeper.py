@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import ROOT, run_command, run_train, tiny_run
+from conftest import ROOT, python, run_command, run_train, tiny_run
 from medreason.overrides import command_line, override
 
 GOOD, NONE = "[q_proj,v_proj]", "[query]"  # layers that the model has, and that it has not
@@ -86,7 +86,7 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path
     os.killpg(sweep.pid, signal.SIGKILL)
     sweep.wait()
     again = subprocess.run(
-        [sys.executable, "-m", "medreason.train", *settings(folder, rows_file)],
+        [python(), "-m", "medreason.train", *settings(folder, rows_file)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr[-3000:]
