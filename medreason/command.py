@@ -10,12 +10,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -30,11 +31,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medreason import resume
 from medreason.cache import cache_folder
-from medreason.config import DOLLAR, ConfigError, RunFailed, TrainConfig, typed
+from medreason.config import DOLLAR, ConfigError, RunFailed, SearchConfig, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
 from medreason.outside import one_line
-from medreason.overrides import agents_overrides, as_meant, given_overrides, printable, quoted, shell_word
+from medreason.overrides import agents_overrides, as_meant, given_overrides, printable, quoted, shell_word, spelled
 from medreason.progress import speak_safely
+from medreason.settings_help import Setting, choices, describe, only, page, sections, told_section
 from medreason.storage import SETTING, begin_again, hidden, keep, public
 from medreason.wandb_runs import agents_settings
 
@@ -58,6 +60,9 @@ class NamedRuns(SearchPathPlugin):
 def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> None:
     """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
     speak_safely()
+    if asked_for_help():
+        show_help(name, schema)
+        return
     try:
         settle_words(schema)
         if schema is TrainConfig:
@@ -102,6 +107,59 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
             raise
         place = f"{error.filename}: {error.strerror}; a run's directory cannot be made; give another hydra.run.dir"
         refuse(name, ConfigError(place), schema)
+
+
+def asked_for_help() -> bool:
+    """Whether the command line has --help or -h."""
+    return bool(get_args_parser().parse_known_args(sys.argv[1:])[0].help)
+
+
+def show_help(name: str, schema: type) -> None:
+    """Prints what a command takes, with values as its words compose them; of the groups or settings named, if any."""
+    words = given_overrides()
+    try:
+        print(help_page(name, schema, words, shutil.get_terminal_size().columns))
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        refuse(name, error, schema)
+
+
+def help_page(name: str, schema: type, words: Sequence[str], columns: int) -> str:
+    """The help of a command. Raises ConfigError for a word that names no group and no setting; Hydra's errors too."""
+    from medreason.__main__ import COMMANDS
+
+    width = max(40, min(columns, 100))
+    ConfigStore.instance().store(name="schema", node=schema)
+    if schema is TrainConfig:
+        Plugins.instance().register(NamedRuns)
+    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+        given = [as_meant(word, schema) for word in words if "=" in word]
+        config = hydra.compose(name, overrides=given, return_hydra_config=True)
+    chosen = dict(config.hydra.runtime.choices)
+    settings = describe(schema, shown_values(config))
+    groups: dict[str, dict[str, str]] = {}
+    if schema is TrainConfig:
+        groups = {field.name: choices(root() / "conf" / field.name) for field in fields(schema)
+                  if is_dataclass(field.type)}  # fmt: skip
+        groups |= {named: choices(root() / named) for named in ("experiments", "sweeps")}
+    if name == "train":
+        search = OmegaConf.load(root() / "conf" / "hydra" / "sweeper" / "optuna.yaml")
+        settings += describe(SearchConfig, shown_values(search), "hydra.sweeper.")
+    parts = sections(settings, groups, chosen)
+    if named := [word for word in words if "=" not in word]:
+        return "\n\n".join("\n".join(told_section(part, written, width)) for part in only(parts, named))
+    return page(name, COMMANDS[name], parts, written, width, schema is TrainConfig)
+
+
+def shown_values(config: Any) -> dict[str, Any]:
+    """Values as they were written, not resolved: some hang on a run that there is none of."""
+    values = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items() if name != "hydra"}
+
+
+def written(setting: Setting) -> str:
+    """A setting with its value, as the command line takes it."""
+    return f"{setting.name}=VALUE" if setting.required else f"{setting.name}={spelled(setting.default)}"
 
 
 def as_mistake(error: Exception, *written: str | None) -> Exception | None:
