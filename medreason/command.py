@@ -33,6 +33,7 @@ from medreason import resume
 from medreason.cache import cache_folder
 from medreason.config import DOLLAR, ConfigError, RunFailed, SearchConfig, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
+from medreason.other_names import foreign
 from medreason.outside import one_line
 from medreason.overrides import agents_overrides, as_meant, given_overrides, printable, quoted, shell_word, spelled
 from medreason.progress import speak_safely
@@ -64,6 +65,7 @@ def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> 
         show_help(name, schema)
         return
     try:
+        check_words(schema)
         settle_words(schema)
         if schema is TrainConfig:
             resume.settle_folder(name)
@@ -176,6 +178,16 @@ def full_disk(error: Exception, *given: str | None) -> str:
     own = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else None
     written = [Path(folder) for folder in (*given, own) if folder]
     return describe_full(error, *written, cache_folder(), Path(tempfile.gettempdir()))
+
+
+def check_words(schema: type) -> None:
+    """Raises ConfigError where the command line has a setting by the name that another tool gives it."""
+    keys = known_keys(schema)
+    if schema is TrainConfig:
+        keys += ["experiments", "sweeps", *known_keys(SearchConfig, "hydra.sweeper.")]
+    options = [option for action in get_args_parser()._actions for option in action.option_strings]
+    if line := foreign(sys.argv[1:], options, keys):
+        raise ConfigError(line)
 
 
 def settle_words(schema: type) -> None:
