@@ -8,7 +8,7 @@ The tools: Axolotl, LLaMA-Factory, TRL and transformers, Unsloth, lightning-hydr
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from medreason.overrides import printable, shell_word
+from medreason.overrides import DATA_FILES, printable, shell_word
 
 # name -> ours: of training first, then of a command that asks a run's model; the first that a command has counts
 NAMES = {
@@ -131,7 +131,6 @@ COUNTS = {
     "data.validation_share": "a share of the rows",
 }
 SETTING_FILES = (".yaml", ".yml", ".toml")
-DATA_FILES = (".json", ".jsonl", ".parquet", ".csv", ".tsv")
 OFF = ("false", "no", "off", "0", "none", "null")
 CONFIG = ("config", "config_file", "cfg", "yaml", "settings", "c", "f", "")
 

@@ -267,8 +267,8 @@ EXAMPLES = {
     },
     "dashboard": {"logger.project=medreason": "a workspace for the runs of a project"},
     "evaluate": {
-        "run=runs/RUN benchmarks=[medqa,pubmedqa]": "letters by their probability",
-        "run=runs/RUN benchmarks=[quiz.jsonl] method=generate": "written answers",
+        "run=runs/RUN benchmarks=medqa,pubmedqa": "letters by their probability",
+        "run=runs/RUN benchmarks=quiz.jsonl method=generate": "written answers",
         "run=runs/RUN base=true": "the model before the run",
     },
     "export": {
