@@ -37,18 +37,12 @@ from medreason.other_names import foreign
 from medreason.outside import one_line
 from medreason.overrides import agents_overrides, as_meant, given_overrides, printable, quoted, shell_word, spelled
 from medreason.progress import speak_safely
-from medreason.settings_help import Setting, choices, describe, only, page, sections, told_section
+from medreason.settings_help import Setting, choices, describe, only, page, root, sections, told_section
 from medreason.storage import SETTING, begin_again, hidden, keep, public
 from medreason.wandb_runs import agents_settings
 
 Config = TypeVar("Config")
 SEVERAL = re.compile("requires --multirun|Ambiguous value for argument")  # what Hydra says of a sweep that is none
-
-
-def root() -> Path:
-    """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
-    package = Path(__file__).resolve().parent
-    return package.parent if (package.parent / "conf").is_dir() else package
 
 
 class NamedRuns(SearchPathPlugin):

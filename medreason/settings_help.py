@@ -211,6 +211,12 @@ def last(key: str) -> str:
     return re.split(r"[.: ]+", key)[-1]
 
 
+def root() -> Path:
+    """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
+    package = Path(__file__).resolve().parent
+    return package.parent if (package.parent / "conf").is_dir() else package
+
+
 def choices(folder: Path) -> dict[str, str]:
     """The choices of a config group: file name without .yaml -> the first sentence of its first comment."""
     return {file.stem: told for file in sorted(folder.glob("*.yaml")) if (told := first_sentence(file)) is not None}
