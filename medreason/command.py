@@ -55,15 +55,15 @@ class NamedRuns(SearchPathPlugin):
 def command(task: Callable[[Config], None], name: str, schema: type[Config]) -> None:
     """Runs `task` as Hydra's main over conf/NAME.yaml; mistakes of the user end in one line and exit code 2."""
     speak_safely()
-    if asked_for_help():
-        show_help(name, schema)
-        return
     try:
         check_words(schema)
+        if asked_for_help():
+            print(help_page(name, schema, given_overrides(), shutil.get_terminal_size().columns))
+            return
         settle_words(schema)
         if schema is TrainConfig:
             resume.settle_folder(name)
-    except ConfigError as error:
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
         refuse(name, error, schema)
     if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
         from medreason import sweeper  # it uses this module
@@ -110,17 +110,11 @@ def asked_for_help() -> bool:
     return bool(get_args_parser().parse_known_args(sys.argv[1:])[0].help)
 
 
-def show_help(name: str, schema: type) -> None:
-    """Prints what a command takes, with values as its words compose them; of the groups or settings named, if any."""
-    words = given_overrides()
-    try:
-        print(help_page(name, schema, words, shutil.get_terminal_size().columns))
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        refuse(name, error, schema)
-
-
 def help_page(name: str, schema: type, words: Sequence[str], columns: int) -> str:
-    """The help of a command. Raises ConfigError for a word that names no group and no setting; Hydra's errors too."""
+    """What a command takes, with values as its words compose them; of the groups or settings that words name, if any.
+
+    Raises ConfigError for a word that names neither, and Hydra's errors.
+    """
     from medreason.__main__ import COMMANDS
 
     width = max(40, min(columns, 100))
@@ -182,6 +176,9 @@ def check_words(schema: type) -> None:
     options = [option for action in get_args_parser()._actions for option in action.option_strings]
     if line := foreign(sys.argv[1:], options, keys):
         raise ConfigError(line)
+    for word in given_overrides():
+        if schema is TrainConfig and word in choices(root() / "experiments"):
+            raise ConfigError(f"{word}: no setting; write experiments={word}")
 
 
 def settle_words(schema: type) -> None:

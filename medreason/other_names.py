@@ -158,7 +158,9 @@ def settings_in(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tu
         if not word.startswith("-"):
             yield word, begin, value
             continue
-        if begin in options or sum(one.startswith(begin) for one in options) == 1:  # argparse takes beginnings too
+        if (begin in options and not equals) or sum(
+            one.startswith(begin) for one in options
+        ) == 1:  # argparse takes beginnings too
             continue
         after = arguments[at + 1] if at + 1 < len(arguments) else ""
         if not equals and after and not after.startswith("--") and "=" not in after:
@@ -201,6 +203,8 @@ def answer(name: str, value: str, keys: Collection[str]) -> str | None:
         return f"{none}; here it is {known[0]}{counted}: write {pasted(known[0], value)}"
     if name in NOTHING and ("trainer" in keys or name == "num_fewshot"):
         return f"{none}: {NOTHING[name]}"
+    if not value and "/" in name and "run" in keys:
+        return f"{printable(name)}: no setting; write {pasted('run', name)}"
     own = [key for key in keys if key.endswith(f".{name}")]
     return f"{none}; here it is {own[0]}: write {pasted(own[0], value)}" if len(own) == 1 else None
 

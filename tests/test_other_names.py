@@ -74,6 +74,8 @@ def said(line: str, schema: type = TrainConfig) -> str | None:
         ("--max_steps 100", "trainer.max_steps=100"),
         ("--max-steps -1", "trainer.max_steps=-1"),
         ("--seed 3", "seed=3"),
+        ("--r 32", "lora.r=32"),
+        ("-lr 1e-4", "optim.lr=1e-4"),
         ("--load_in_4bit", "model.precision=nf4"),
         ("experiments=quickstart --cfg job lr=3", "optim.lr=3"),
         ("--multirun lr=1e-4,2e-4", "optim.lr=1e-4,2e-4"),
@@ -123,6 +125,8 @@ def test_another_command_is_answered_with_its_own_settings() -> None:
     assert (said("tasks=medqa", EvaluateConfig) or "").endswith("write benchmarks=medqa")
     assert (said("model=a/b", EvaluateConfig) or "").endswith("write run=a/b")
     assert (said("output_dir=x", ExportConfig) or "").endswith("write output=x")
+    assert (said("runs/RUN", EvaluateConfig) or "").endswith("write run=runs/RUN")
+    assert (said("--run=runs/RUN", EvaluateConfig) or "").endswith("write run=runs/RUN")
     assert said("lr=1", EvaluateConfig) is None
 
 
@@ -136,7 +140,9 @@ def test_every_answer_names_settings_that_there_are() -> None:
         assert any(answer(name, "1", keys) for keys in commands), name
 
 
-@pytest.mark.parametrize("words", [["lr=1e-4"], ["--lr", "1e-4"], ["--lora.r", "32"], ["config.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["lr=1e-4"], ["--lr", "1e-4"], ["--r", "32"], ["config.yaml"], ["quickstart"], ["lr=3", "--help"]]
+)
 def test_a_command_ends_with_the_line_and_exit_code_2(words: list[str]) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "medreason", "train", *words], cwd=ROOT, capture_output=True, encoding="utf-8"
