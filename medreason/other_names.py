@@ -140,7 +140,7 @@ def foreign(arguments: Sequence[str], options: Iterable[str], keys: Collection[s
 
     `options` are those that begin with a dash and are known, `keys` the command's own settings and groups.
     """
-    for word, name, value in settings_in(arguments, list(options)):
+    for word, name, value in settings_in(arguments, list(options), keys):
         if word.startswith("-"):
             return dashed(word, name, value, keys)
         if line := answer(name.lstrip("+~"), value, keys):
@@ -148,7 +148,9 @@ def foreign(arguments: Sequence[str], options: Iterable[str], keys: Collection[s
     return None
 
 
-def settings_in(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+def settings_in(
+    arguments: Sequence[str], options: Sequence[str], keys: Collection[str]
+) -> Iterator[tuple[str, str, str]]:
     """Word, name and value of what may be settings, with dashes (`--lr 1e-4`, `--lr=1e-4`) or without."""
     taken = -1
     for at, word in enumerate(arguments):
@@ -158,9 +160,10 @@ def settings_in(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tu
         if not word.startswith("-"):
             yield word, begin, value
             continue
-        if (begin in options and not equals) or sum(
-            one.startswith(begin) for one in options
-        ) == 1:  # argparse takes beginnings too
+        if begin in options:
+            if not (equals and begin.lstrip("-") in keys):  # --run=DIR: Hydra's takes no value, ours does
+                continue
+        elif sum(one.startswith(begin) for one in options) == 1:  # argparse takes beginnings too
             continue
         after = arguments[at + 1] if at + 1 < len(arguments) else ""
         if not equals and after and not after.startswith("--") and "=" not in after:
