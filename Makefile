@@ -1,10 +1,11 @@
 # make quickstart   sets up and trains a small real model on a CPU, about 3 minutes after set-up
 # make test         sets up, checks style and types, runs the tests
 # make lock         resolves the versions anew
+# make help         these lines
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lock
+.PHONY: quickstart test lock help
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.lock pyproject.toml
@@ -35,3 +36,6 @@ lock:
 	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
 	    $(foreach extra,smollm2 launchers dashboard loggers chat serve dev,--extra $(extra)) \
 	    --python-version 3.11 pyproject.toml -o requirements.lock
+
+help:
+	@sed -n 's/^# \(make \)/\1/p' Makefile

@@ -10,12 +10,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -30,8 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medreason import resume
 from medreason.cache import cache_folder
-from medreason.config import DOLLAR, ConfigError, RunFailed, TrainConfig, typed
+from medreason.config import DOLLAR, ConfigError, RunFailed, SearchConfig, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
+from medreason.other_names import foreign
 from medreason.outside import one_line
 from medreason.overrides import (
     agents_overrides,
@@ -41,18 +43,14 @@ from medreason.overrides import (
     printable,
     quoted,
     shell_word,
+    spelled,
 )
 from medreason.progress import speak_safely
+from medreason.settings_help import Setting, choices, describe, only, page, root, sections, told_section
 from medreason.storage import SETTING, begin_again, hidden, keep, public
 
 Config = TypeVar("Config")
 SEVERAL = re.compile("requires --multirun|Ambiguous value for argument")  # what Hydra says of a sweep that is none
-
-
-def root() -> Path:
-    """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
-    package = Path(__file__).resolve().parent
-    return package.parent if (package.parent / "conf").is_dir() else package
 
 
 class NamedRuns(SearchPathPlugin):
@@ -71,10 +69,14 @@ def command(
     """
     speak_safely()
     try:
+        check_words(schema)
+        if asked_for_help():
+            print(help_page(name, schema, given_overrides(), shutil.get_terminal_size().columns))
+            return
         settle_words(schema)
         if schema is TrainConfig:
             resume.settle_folder(name)
-    except ConfigError as error:
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
         refuse(name, error, schema)
     if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
         Plugins.instance().register(NamedRuns)
@@ -117,6 +119,53 @@ def command(
         refuse(name, ConfigError(place), schema)
 
 
+def asked_for_help() -> bool:
+    """Whether the command line has --help or -h."""
+    return bool(get_args_parser().parse_known_args(sys.argv[1:])[0].help)
+
+
+def help_page(name: str, schema: type, words: Sequence[str], columns: int) -> str:
+    """What a command takes, with values as its words compose them; of the groups or settings that words name, if any.
+
+    Raises ConfigError for a word that names neither, and Hydra's errors.
+    """
+    from medreason.__main__ import COMMANDS
+
+    width = max(40, min(columns, 100))
+    ConfigStore.instance().store(name="schema", node=schema)
+    if schema is TrainConfig:
+        Plugins.instance().register(NamedRuns)
+    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+        given = [as_meant(word, schema) for word in words if "=" in word]
+        config = hydra.compose(name, overrides=given, return_hydra_config=True)
+    chosen = dict(config.hydra.runtime.choices)
+    settings = describe(schema, shown_values(config))
+    groups: dict[str, dict[str, str]] = {}
+    if schema is TrainConfig:
+        groups = {field.name: choices(root() / "conf" / field.name) for field in fields(schema)
+                  if is_dataclass(field.type)}  # fmt: skip
+        groups |= {named: choices(root() / named) for named in ("experiments", "sweeps")}
+    if name == "train":
+        search = OmegaConf.load(root() / "conf" / "hydra" / "sweeper" / "optuna.yaml")
+        settings += describe(SearchConfig, shown_values(search), "hydra.sweeper.")
+    parts = sections(settings, groups, chosen)
+    if named := [word for word in words if "=" not in word]:
+        return "\n\n".join("\n".join(told_section(part, written, width)) for part in only(parts, named))
+    return page(name, COMMANDS[name], parts, written, width, schema is TrainConfig)
+
+
+def shown_values(config: Any) -> dict[str, Any]:
+    """Values as they were written, not resolved: some hang on a run that there is none of."""
+    values = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(values, dict)
+    return {str(name): value for name, value in values.items() if name != "hydra"}
+
+
+def written(setting: Setting) -> str:
+    """A setting with its value, as the command line takes it."""
+    return f"{setting.name}=VALUE" if setting.required else f"{setting.name}={spelled(setting.default)}"
+
+
 def as_mistake(error: Exception, *written: str | None) -> Exception | None:
     """What a command's error is to its user: one that a line tells, or None. `written` are folders that it wrote to."""
     if disk_full(error):
@@ -131,6 +180,19 @@ def full_disk(error: Exception, *given: str | None) -> str:
     own = HydraConfig.get().runtime.output_dir if HydraConfig.initialized() else None
     written = [Path(folder) for folder in (*given, own) if folder]
     return describe_full(error, *written, cache_folder(), Path(tempfile.gettempdir()))
+
+
+def check_words(schema: type) -> None:
+    """Raises ConfigError where the command line has a setting by the name that another tool gives it."""
+    keys = known_keys(schema)
+    if schema is TrainConfig:
+        keys += ["experiments", "sweeps", *known_keys(SearchConfig, "hydra.sweeper.")]
+    options = [option for action in get_args_parser()._actions for option in action.option_strings]
+    if line := foreign(sys.argv[1:], options, keys):
+        raise ConfigError(line)
+    for word in given_overrides():
+        if schema is TrainConfig and word in choices(root() / "experiments"):
+            raise ConfigError(f"{word}: no setting; write experiments={word}")
 
 
 def settle_words(schema: type) -> None:

@@ -167,7 +167,8 @@ class LoggerKind(Enum):
 
     csv = "csv"
     wandb = "wandb"
-    tensorboard = "tensorboard"  # these three: medreason/loggers.py
+    # these three: medreason/loggers.py
+    tensorboard = "tensorboard"
     mlflow = "mlflow"
     trackio = "trackio"
 
@@ -314,8 +315,8 @@ class LoraConfig:
     alpha: Any  # a number, or 2r: twice the rank; the update is scaled by alpha/r, with rslora by alpha/sqrt(r)
     dropout: float  # probability, on the input of A
     target_modules: Any  # names of linear layers, or all-linear: those of every decoder layer, the head left out
-    rslora: bool
-    dora: bool
+    rslora: bool  # scale the update by alpha/sqrt(r), not alpha/r, so that a higher rank is not damped
+    dora: bool  # learn direction and magnitude of the weights apart
 
     def __post_init__(self) -> None:
         check(self.r > 0, "lora.r", "be positive", self.r)
@@ -347,12 +348,12 @@ class OptimConfig:
     algorithm: Algorithm
     lr: float  # peak learning rate, of LoRA's A
     loraplus_ratio: float  # learning rate of B over that of A; 1 is plain LoRA
-    betas: list[float]
-    eps: float
-    weight_decay: float
+    betas: list[float]  # how slowly AdamW forgets: gradients, and their squares
+    eps: float  # added to the denominator of AdamW's update
+    weight_decay: float  # of LoRA's weights; each step takes learning rate times this share of them
     warmup_steps: float  # optimizer steps; below 1: a share of the run's
     decay: Decay
-    max_grad_norm: float  # 0: no clipping
+    max_grad_norm: float  # longer gradients are cut to this norm; 0: no clipping
 
     def __post_init__(self) -> None:
         check(self.lr > 0, "optim.lr", "be positive", self.lr)
@@ -461,10 +462,10 @@ class DataConfig:
 
 @dataclass
 class TrainerConfig:
-    accelerator: str  # gpu or cpu
-    devices: int  # of this machine; with more than one, each is a process of its own (DDP)
+    accelerator: str  # what trains
+    devices: int  # GPUs of this machine; with more than one, each is a process of its own (DDP)
     precision: str  # Lightning's, or auto: 32-true, but 16-mixed (float16 with a scaled loss) on a GPU without bfloat16
-    max_epochs: int
+    max_epochs: int  # passes over the rows
     max_steps: int  # optimizer steps; the epochs end a run too. -1: the epochs alone do
     rows_per_batch: int  # packed rows in one forward pass
     accumulate: int  # forward passes per optimizer step
@@ -476,7 +477,7 @@ class TrainerConfig:
     answer_questions: int  # held-out questions answered before, during and after training; 0: none
     answer_share: float  # of the time of training, the most that answering at validations may take; 0: none there
     answer_batch: int  # questions answered at once
-    max_answer_tokens: int
+    max_answer_tokens: int  # of an answer, reasoning included; a longer one is cut
 
     def __post_init__(self) -> None:
         check(self.accelerator in ("gpu", "cpu"), "trainer.accelerator", "be gpu or cpu", self.accelerator)
@@ -511,7 +512,7 @@ class LoggerConfig:
     kind: LoggerKind
     project: str  # of W&B and Trackio; MLflow calls it an experiment
     name: str | None  # of the run there; null: the run directory's
-    tags: list[str]
+    tags: list[str]  # of the run in W&B and MLflow
 
 
 ALL_LINEAR = "all-linear"  # PEFT's word
@@ -585,7 +586,7 @@ class EvaluateConfig:
     served_model: str | None  # what the server calls the model; null: as medreason.serve does
     against: str | None  # folder of another evaluation, compared question by question
     output: str | None  # null: RUN/evaluation/METHOD, _base, _last or _served; for a model alone under runs/
-    seed: int
+    seed: int  # draws the questions of `limit`, orders of options and samples
 
     def __post_init__(self) -> None:
         check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
@@ -650,7 +651,7 @@ class ChatConfig:
     precision: Precision | None  # of the base; null: as the run had it
     page: bool  # a web page instead of the terminal
     host: str  # that the page listens on
-    port: int
+    port: int  # that the page listens on
     max_new_tokens: int  # of an answer, reasoning included
     temperature: float  # 0: always the likeliest token
 
@@ -670,8 +671,8 @@ class ServeConfig:
     checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     weights: str | None  # the folder of a merged export, in place of a run
     engine: Engine
-    host: str
-    port: int
+    host: str  # that the server listens on; 0.0.0.0: whoever can reach this machine may ask
+    port: int  # that the server listens on
     max_requests: int | None  # at work and waiting; null: 64 by transformers, 256 at work by vLLM
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 
 from medreason.config import ConfigError, place
@@ -28,6 +28,9 @@ HYDRA_TEXTS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.sweep", "hydra
 PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]+")
 # what would break a line, steer a terminal, or stands for a byte that is no text
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+DATA_FILES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
+LISTS = (list[str], list[float], list[str] | None)
+LISTED = ("lora.target_modules",)  # a list, or a text
 TEXT, NUMBER = (str, str | None), (int, float, bool, int | None, float | None)
 
 
@@ -118,7 +121,7 @@ def given_overrides() -> list[str]:
 def is_sweeping() -> bool:
     """Whether the command line asks for --multirun or names a sweep, so that `a,b` are two values."""
     asked = get_args_parser().parse_known_args(sys.argv[1:])[0]
-    return bool(asked.multirun) or any(word.startswith("sweeps=") for word in asked.overrides)
+    return bool(asked.multirun) or any(word.startswith(("sweeps=", "hydra.mode=MULTI")) for word in asked.overrides)
 
 
 def as_meant(word: str, schema: type) -> str:
@@ -136,6 +139,14 @@ def as_meant(word: str, schema: type) -> str:
         if simple := choice_with_null(word):
             return simple
         raise ConfigError(cannot_be_read(word, kind, error)) from error
+    if equals and (kind in LISTS or name.lstrip("+") in LISTED):
+        return f"{name}={as_list(value, entry)}"
+    if name == "data.mix" and (paths := several_texts(entry)):
+        return override(name, [{"path": path} for path in paths])
+    if name == "data.path" and (files := several_files(entry)):
+        more = override("data.mix", [{"path": path} for path in files[1:]])
+        one = f"{shell_word(override(name, files[0]))} {shell_word(more)}"
+        raise ConfigError(f"data.path names one file or folder; further ones are mixed with it: {one}")
     if kind not in TEXT or not equals or entry.is_sweep_override():
         return word
     read = entry.value()
@@ -144,6 +155,47 @@ def as_meant(word: str, schema: type) -> str:
     if name in HYDRA_TEXTS[:4] and isinstance(read, str) and read.startswith("~"):
         return f"{name}={spelled(place(name, read))}"
     return word
+
+
+def as_list(value: str, entry: Override) -> str:
+    """The value of a setting that is a list, of which people leave out the brackets: `a` is `[a]`, and so is `a,b`
+    `[a,b]`, but in a sweep, where it is `[a],[b]`."""
+    read = entry.value()
+    if entry.is_sweep_override():
+        if not (isinstance(read, ChoiceSweep) and read.simple_form):
+            return value
+        choices = [str(Override._get_value_element_as_str(one)) for one in read.list]
+        if not is_sweeping():
+            return f"[{value}]" if all(map(bare, choices)) else value
+        return ",".join(f"[{one}]" if bare(one) else one for one in choices)
+    if isinstance(read, str) and not read.startswith("${"):
+        return read if read.startswith("[") and read.endswith("]") else spelled([read])
+    return f"[{value.strip()}]" if isinstance(read, int | float) and not isinstance(read, bool) else value
+
+
+def bare(value: str) -> bool:
+    """Whether a value in Hydra's grammar is neither a list nor a dictionary, nor null or an interpolation."""
+    return not value.startswith(("[", "{", "${")) and value != "null"
+
+
+def several_texts(entry: Override) -> list[str]:
+    """Texts where a list of mappings is asked for; nothing of any other value."""
+    read: Any = entry.value()
+    if entry.is_sweep_override():
+        read = read.list if isinstance(read, ChoiceSweep) and read.simple_form and not is_sweeping() else None
+    texts = [text_of(one) for one in (read if isinstance(read, list) else [read])]
+    return [text for text in texts if text] if all(texts) and not any(one.startswith("${") for one in texts) else []
+
+
+def several_files(entry: Override) -> list[str]:
+    """Paths of data files where one is asked for; nothing where there is one, or where they may be parts of a name."""
+    files = several_texts(entry)
+    return files if len(files) > 1 and all(file.lower().endswith(DATA_FILES) for file in files) else []
+
+
+def text_of(value: Any) -> str:
+    """The text that Hydra has read; empty for what is none."""
+    return str(getattr(value, "text", value if isinstance(value, str) else ""))
 
 
 def choice_with_null(word: str) -> str | None:

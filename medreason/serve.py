@@ -16,7 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from medreason.command import command, root
+from medreason.command import command
 from medreason.config import Checkpoint, ConfigError, Engine, ExportFormat, Quantization, RunFailed, ServeConfig
 from medreason.export import check_base, read_run, write_export
 from medreason.own_process import carry_out, describe_exit
@@ -24,6 +24,7 @@ from medreason.preflight import check_installed, check_port, check_safetensors
 from medreason.progress import quieten, say
 from medreason.recorded import read_mapping
 from medreason.run_directory import adapter_of, read_json, weights_digest
+from medreason.settings_help import root
 from medreason.what_next import VLLM_PARSER
 
 MAX_REQUESTS = {Engine.transformers: 64, Engine.vllm: 256}  # at work and waiting; at work

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from conftest import composed
-from medreason.config import ConfigError, Packing, TrainConfig
+from medreason.config import ConfigError, EvaluateConfig, Packing, TrainConfig
 from medreason.overrides import agents_overrides, as_meant, command_line, override, shell_word, spelled
 from medreason.run_directory import run_config, settings_of, write_settings
 from medreason.space import read_space
@@ -183,3 +183,49 @@ def test_what_an_agent_of_wandb_writes_as_python_does_is_written_for_hydra() -> 
     assert (found.lora.r, found.lora.rslora, found.model.chat_template, found.optim.lr) == (8, True, None, 1e-5)
     assert (found.data.path, found.lora.target_modules) == ("/d/病 例.jsonl", ["q_proj", "v_proj"])
     assert agents_overrides(words, given)[0] == "logger=wandb"
+
+
+@pytest.mark.parametrize(
+    ("word", "schema", "meant"),
+    [
+        ("benchmarks=medqa", EvaluateConfig, "benchmarks=[medqa]"),
+        ("benchmarks=medqa,pubmedqa", EvaluateConfig, "benchmarks=[medqa,pubmedqa]"),
+        ("benchmarks=[medqa,pubmedqa]", EvaluateConfig, "benchmarks=[medqa,pubmedqa]"),
+        ("benchmarks='[medqa,pubmedqa]'", EvaluateConfig, "benchmarks=[medqa,pubmedqa]"),
+        ("benchmarks=cais/mmlu:anatomy", EvaluateConfig, "benchmarks=[cais/mmlu:anatomy]"),
+        ("benchmarks='a,b.jsonl'", EvaluateConfig, 'benchmarks=["a,b.jsonl"]'),
+        ("benchmarks='病例.jsonl'", EvaluateConfig, 'benchmarks=["病例.jsonl"]'),
+        ("data.benchmarks=medqa.jsonl", TrainConfig, "data.benchmarks=[medqa.jsonl]"),
+        ("data.benchmarks=a.jsonl,b.jsonl", TrainConfig, "data.benchmarks=[a.jsonl,b.jsonl]"),
+        ("data.case_kinds=null", TrainConfig, "data.case_kinds=null"),
+        ("optim.betas=0.9,0.95", TrainConfig, "optim.betas=[0.9,0.95]"),
+        ("lora.target_modules=q_proj,v_proj", TrainConfig, "lora.target_modules=[q_proj,v_proj]"),
+        ("logger.tags=first", TrainConfig, "logger.tags=[first]"),
+        ("logger.tags=${x}", TrainConfig, "logger.tags=${x}"),
+        ("data.mix=a.jsonl", TrainConfig, "data.mix=[{path:a.jsonl}]"),
+        ("data.mix=a.jsonl,b.jsonl", TrainConfig, "data.mix=[{path:a.jsonl},{path:b.jsonl}]"),
+        ("data.mix=[{path:a.jsonl}]", TrainConfig, "data.mix=[{path:a.jsonl}]"),
+        ("data.mix=[]", TrainConfig, "data.mix=[]"),
+    ],
+)
+def test_a_list_needs_no_brackets(word: str, schema: type, meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", word])
+    assert as_meant(word, schema) == meant
+
+
+def test_in_a_sweep_a_comma_is_between_values_of_a_list_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for more in ("--multirun", "sweeps=rank_grid", "hydra.mode=MULTIRUN"):
+        monkeypatch.setattr(sys, "argv", ["train.py", more])
+        assert as_meant("data.benchmarks=a.jsonl,b.jsonl", TrainConfig) == "data.benchmarks=[a.jsonl],[b.jsonl]"
+        assert as_meant("data.benchmarks=[a.jsonl,b.jsonl],c.jsonl", TrainConfig) == (
+            "data.benchmarks=[a.jsonl,b.jsonl],[c.jsonl]"
+        )
+        assert as_meant("data.case_kinds=null,[x]", TrainConfig) == "data.case_kinds=null,[x]"
+        assert as_meant("data.path=a.jsonl,b.jsonl", TrainConfig) == "data.path=a.jsonl,b.jsonl"
+
+
+@pytest.mark.parametrize("word", ["data.path=a.jsonl,b.jsonl", "data.path=[a.jsonl,b.jsonl]"])
+def test_several_files_are_told_to_be_mixed(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", word])
+    with pytest.raises(ConfigError, match=r"mixed with it: data\.path=a\.jsonl 'data\.mix=\[\{path:b\.jsonl\}\]'$"):
+        as_meant(word, TrainConfig)
