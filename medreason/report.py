@@ -31,6 +31,7 @@ from medreason.page import (
 )
 from medreason.progress import speak_safely
 from medreason.prompts import parse_answer
+from medreason.run_directory import on_cpu
 from medreason.sweep_results import (
     Trial,
     by_start,
@@ -256,7 +257,8 @@ def run_page(run: Path) -> str:
     facts = [("status", trial.state), ("optimizer steps", f"{trial.steps:,}"), ("time", duration(trial.seconds))]
     facts += [("tokens", amount(trial.tokens))] if trial.tokens else []
     memory = finite(results.get("peak_memory_gib"))
-    facts += [("peak GPU memory", f"{memory:.1f} GiB")] if memory is not None else []
+    trained_on_cpu = on_cpu(record) or look_up(config, "trainer.accelerator") == "cpu"
+    facts += [("peak GPU memory", f"{memory:.1f} GiB")] if memory is not None and not trained_on_cpu else []
     rows = []
     for label, key, shape in (("held-out loss", "val_loss", ".4f"), ("held-out exact match", "accuracy", ".1%")):
         pair = [finite(results.get(f"{key}_{when}")) for when in ("before", "after")]

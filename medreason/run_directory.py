@@ -159,6 +159,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def on_cpu(record: Mapping[str, Any]) -> bool:
+    """Whether a provenance is that of a machine without a GPU: the memory measured there is the host's."""
+    return str(record.get("device") or "").startswith("CPU")
+
+
 def repeatable(overrides: Sequence[str]) -> list[str]:
     """Overrides that train this one run again, though a sweep's file among them would have the command sweep."""
     sweeps = any(one.startswith("sweeps=") for one in overrides)

@@ -323,6 +323,13 @@ def test_a_run_has_a_page_with_its_text_escaped(tmp_path: Path) -> None:
     assert (run / "report" / "curves.png").is_file() and page.count("data:image/png") == 1
 
 
+@pytest.mark.parametrize(("device", "shown"), [("NVIDIA H100 80GB HBM3", True), ("CPU, 8 threads", False)])
+def test_peak_gpu_memory_is_told_of_a_run_on_a_gpu_alone(tmp_path: Path, device: str, shown: bool) -> None:
+    results = {"steps": 20, "monitored": 1.2, "peak_memory_gib": 3.21}
+    run = write_run(tmp_path / "run", {"lora.r": 8}, [1.4, 1.2], results=results, device=device)
+    assert ("peak GPU memory" in written(run)) is shown
+
+
 def test_a_run_that_died_at_once_still_has_a_page(tmp_path: Path) -> None:
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "overrides.yaml").write_text("- lora.r=4\n- sweeps=rank_grid\n")
