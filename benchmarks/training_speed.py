@@ -114,7 +114,7 @@ def draw(results: list[dict[str, Any]], made: dict[str, Any]) -> "Figure":
     axes.set_xlabel("tokens of documents per second", fontsize=12)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     told = "" if on_cpu(made) else " and peak GPU memory"
-    axes.set_title(f"Training speed{told}, {made['device']}", fontsize=13)
+    figure.suptitle(f"Training speed{told}, {made['device']}", fontsize=13)
     versions = [f"{name} {made['versions'][name]}" for name in ("torch", "unsloth", "trl") if made["versions"][name]]
     figure.supxlabel(", ".join([*versions, f"commit {(made['commit'] or 'unknown')[:7]}"]), fontsize=9, color="#555555")
     axes.spines[["top", "right"]].set_visible(False)

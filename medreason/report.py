@@ -43,7 +43,6 @@ from medreason.sweep_results import (
     mapping,
     monitored,
     read_mapping,
-    read_rows,
     read_sweep,
     read_trial,
     setting,
@@ -249,7 +248,7 @@ def sweep_pictures(trials: Sequence[Trial], metric: str, folder: Path) -> tuple[
 
 def run_page(run: Path) -> str:
     """The page of one run; its picture is written on the way."""
-    from medreason import sweep_plots as plots  # see sweep_pictures
+    from medreason.run_curves import curves_of  # see sweep_pictures
 
     trial = read_trial(run)
     (record, _), (config, _) = read_mapping(run / "run.json"), read_mapping(run / "config.yaml")
@@ -279,8 +278,9 @@ def run_page(run: Path) -> str:
             section(
                 "Course",
                 picture(
-                    plots.draw_run(read_rows(run / "metrics.csv"), monitored(config)), run / "report", "curves",
-                    "Loss, held-out loss, learning rate and gradient norm by optimizer step.",
+                    curves_of(run, record), run / "report", "curves",
+                    "Loss, held-out loss, learning rate and gradient norm by optimizer step; the star is the step "
+                    "whose weights adapter/ holds.",
                 ),
             ),
             section("Held-out questions", *samples(run, config)),

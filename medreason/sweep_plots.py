@@ -1,4 +1,4 @@
-"""Pictures of a sweep and of a run. Each function returns a figure, or None where there is nothing to see yet."""
+"""Pictures of a sweep. Each function returns a figure, or None where there is nothing to see yet."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from medreason.outside import drawn, prepare_pictures
 from medreason.page import amount, short
-from medreason.run_directory import series
 from medreason.sweep_results import Setting, Trial, by_start, finished, numeric
 
 prepare_pictures()
-BEST, DONE, PRUNED, LEARNING = "#c0392b", "#4c78a8", "#808894", "#2c7a4b"
+BEST, DONE, PRUNED = "#c0392b", "#4c78a8", "#808894"
 LEVELS = 8  # more distinct values than this are binned
 BINS = 6
 
@@ -258,26 +257,4 @@ def draw_importance(shares: Mapping[str, float]) -> Figure | None:
     axis.barh([drawn(key) for key, _ in ranked], [share for _, share in ranked], color=DONE, height=0.6)
     for place, (_, share) in enumerate(ranked):
         axis.text(share + 0.01, place, f"{share:.0%}", va="center", fontsize=9)
-    return figure
-
-
-def draw_run(rows: Sequence[Mapping[str, float]], metric: str) -> Figure | None:
-    """A run's losses above; learning rate and gradient norm below."""
-    if not any(series(rows, key)[1] for key in ("train/loss", metric)):
-        return None
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    tidy(losses, ylabel="loss, nats per token")
-    losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train, one step")
-    if series(rows, "val/loss")[1]:
-        losses.plot(*series(rows, "val/loss"), color=BEST, marker="o", markersize=4, label="held out")
-    losses.legend(frameon=False)
-    tidy(rates, xlabel="optimizer step")
-    rates.set_ylabel("learning rate", color=LEARNING)
-    rates.plot(*series(rows, "train/lr"), color=LEARNING)
-    rates.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: short(float(rate))))
-    norms = rates.twinx()
-    norms.plot(*series(rows, "train/grad_norm"), color="#8e6bb0", alpha=0.7)
-    norms.set_ylabel("gradient norm", color="#8e6bb0")
-    norms.spines[["top"]].set_visible(False)
     return figure
