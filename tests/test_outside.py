@@ -129,7 +129,10 @@ def test_a_picture_takes_any_name_without_a_word(name: str, tmp_path: Path) -> N
         draw_curves(run, {})
         score = {"questions": 3, "accuracy": 0.5, "interval": [0.1, 0.9], "subjects": {}}
         subjects = {name: score, "_": score, "other $ one": score}
-        score_table.draw({name: score | {"subjects": subjects}}, run / "scores.png")
+        scores = {name: score | {"subjects": subjects, "chance": 0.25}}
+        evaluated = {"run": name, "model": name, "base": True}
+        others = {"evaluated": evaluated | {"base": False}, "scores": scores}
+        score_table.draw({"scores": scores, "evaluated": evaluated, "others": others}, run / "scores.png")
     assert not said, [str(one.message) for one in said]
     assert (run / "scores.png").stat().st_size > 1000
 
