@@ -323,6 +323,67 @@ def test_a_run_has_a_page_with_its_text_escaped(tmp_path: Path) -> None:
     assert (run / "report" / "curves.png").is_file() and page.count("data:image/png") == 1
 
 
+def answered_run(folder: Path, **results: float) -> Path:
+    """A run with two sample answers: one right after training, one wrong and cut."""
+    results = {"steps": 20, "monitored": 1.2, **results}
+    run = write_run(folder, {"lora.r": 8}, [1.4, 1.2], results=results, device="NVIDIA H100")
+    right = {"question": "Q1?", "answer": "Stage 3a", "before": "No idea", "after": "<think>\nx\n</think>\n\nstage 3a"}
+    wrong = {"question": "Q2?", "answer": "Stage 1", "after": "<think>\nx\n</think>\n\nStage", "cut": {"after": True}}
+    (run / "samples.json").write_text(json.dumps([right, wrong]))
+    return run
+
+
+def test_answers_are_marked_right_or_wrong_in_words_where_they_can_be_checked_and_cut_ones_as_cut(
+    tmp_path: Path,
+) -> None:
+    page = written(answered_run(tmp_path / "exact", accuracy_after=0.5))
+    part = page.partition("<h2>Held-out questions</h2>")[2]
+    marks = re.findall(r'class="mark (\w+)">(.*?)</span>', part)
+    assert marks == [("wrong", "✗ wrong"), ("right", "✓ right"), ("wrong", "✗ wrong"), ("cut", "✂ cut off")]
+    assert "Before training: 0 of 1 right. After training: 1 of 2 right, 1 of 2 cut off" in part
+    free = written(answered_run(tmp_path / "free")).partition("<h2>Held-out questions</h2>")[2]
+    assert re.findall(r'class="mark (\w+)"', free) == ["cut"] and "Not marked as right or wrong" in free
+
+
+def test_a_run_shows_its_evaluations_with_intervals_and_what_guessing_scores(tmp_path: Path) -> None:
+    run = answered_run(tmp_path / "run")
+    score = {"questions": 200, "accuracy": 0.49, "interval": [0.4216, 0.5588], "chance": 0.25, "cut": 3}
+    loss = {"questions": 20, "cut": 0, "loss": {"mean": 1.2, "interval": [1.1, 1.3]}}
+    found = {
+        "scores": {"med<qa": score, "held_out": loss, "odd": "x", "odder": {"accuracy": "y", "interval": 3}},
+        "against": "BASE", "differences": {"med<qa": {"in_words": "7.0 points better"}},
+    }  # fmt: skip
+    for name, content in (("likelihood", json.dumps(found)), ("generate", None), ("broken", '{"scor')):
+        folder = run / "evaluation" / name
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text("{}")
+        (folder / "medqa.jsonl").write_text('{"id": "1"}\n{"id": "2"}\n{"id')
+        if content is not None:
+            (folder / "scores.json").write_text(content)
+    page = written(run)
+    assert rows_of(page, "Evaluations") == [
+        ["likelihood", "med&lt;qa", "49.0%", "42.2% to 55.9%", "200", "25.0%", "3"],
+        ["likelihood", "held_out", "1.200 nats a token", "1.100 to 1.300", "20", "", ""],
+        ["likelihood", "odd", "", "", "", "", ""],
+        ["likelihood", "odder", "", "", "", "", ""],
+    ]
+    assert "likelihood, med&lt;qa, against BASE: 7.0 points better." in page
+    assert "generate: not finished, 2 answers so far" in page
+
+
+def test_the_next_commands_are_those_that_the_run_can_carry_out(tmp_path: Path) -> None:
+    run = answered_run(tmp_path / "run")
+    assert "<h2>Next</h2>" not in written(run), "it has no adapter"
+    (run / "adapter").mkdir()
+    page = written(run)
+    commands = re.findall(r"python -m (medreason\.\w+)", page.partition("<h2>Next</h2>")[2].partition("<h2>")[0])
+    assert commands == ["medreason.evaluate", "medreason.chat", "medreason.export"]
+    stopped = write_run(tmp_path / "stopped", {"lora.r": 8}, [1.4], "interrupted")
+    (stopped / "checkpoints").mkdir()
+    (stopped / "checkpoints" / "last.ckpt").touch()
+    assert f"medreason.train resume={stopped}" in written(stopped)
+
+
 @pytest.mark.parametrize(("device", "shown"), [("NVIDIA H100 80GB HBM3", True), ("CPU, 8 threads", False)])
 def test_peak_gpu_memory_is_told_of_a_run_on_a_gpu_alone(tmp_path: Path, device: str, shown: bool) -> None:
     results = {"steps": 20, "monitored": 1.2, "peak_memory_gib": 3.21}
