@@ -212,8 +212,8 @@ def sweep_pictures(trials: Sequence[Trial], metric: str, folder: Path) -> tuple[
     ]  # fmt: skip
     settings = [
         picture(
-            plots.draw_heat(trials, keys, metric), folder, "heat",
-            f"Best {metric} of the finished trials in each cell. Empty: nothing was tried there.",
+            plots.draw_map(trials, keys, metric), folder, "map",
+            f"{metric} where two settings meet: the best of the trials in a cell, or a point a trial; dark is low.",
         ),
         picture(
             plots.draw_slices(trials, keys, metric), folder, "slices",

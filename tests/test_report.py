@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from scipy import stats
 
 from conftest import ROOT
 from medreason.report import main, ranking
-from medreason.sweep_plots import binned, spaced
+from medreason.sweep_plots import binned, draw_map, spaced
 from medreason.sweep_results import finished, read_sweep, read_trial
 from medreason.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
 
@@ -130,13 +131,13 @@ def test_pruning_saves_what_the_pruned_would_have_trained_on(sweep: Path) -> Non
 def test_the_page_holds_everything_in_itself(sweep: Path) -> None:
     page = written(sweep)
     sources = re.findall(r'(?:src|srcset)="([^"]*)"', page)
-    assert len(sources) == 4  # curves, progress, heat, slices; too few trials for importance
+    assert len(sources) == 4  # curves, progress, map, slices; too few trials for importance
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r'(href|src)="(https?:)?//|@import|url\(|<script', page)
     links = re.findall(r'href="([^"]*)"', page)
     assert links and all((sweep / link).is_dir() for link in links)
     assert {path.name for path in (sweep / "report").iterdir()} == {
-        "curves.png", "progress.png", "heat.png", "slices.png",
+        "curves.png", "progress.png", "map.png", "slices.png",
     }  # fmt: skip
 
 
@@ -295,6 +296,34 @@ def test_a_wide_setting_is_binned_by_ratio_and_a_few_values_stand_alone() -> Non
     rates = [10 ** -(3 + number / 10) for number in range(21)]
     cells = binned(rates).cells
     assert binned(rates).labels[0].startswith("1e-5 to 2.2e-5") and max(cells.count(c) for c in set(cells)) <= 5
+
+
+def searched_map(tmp_path: Path, settings: list[tuple[int, float]], losses: list[float]) -> Figure:
+    for number, ((rank, lr), loss) in enumerate(zip(settings, losses, strict=True)):
+        write_trial(tmp_path / str(number), {"lora.r": rank, "optim.lr": lr}, [loss])
+    figure = draw_map(read_sweep(tmp_path), ["lora.r", "optim.lr"], "val/loss")
+    assert figure is not None
+    return figure
+
+
+def test_a_sampled_learning_rate_is_an_axis_of_its_own_and_not_a_column_a_trial(tmp_path: Path) -> None:
+    rates = [1.3e-5, 3.7e-5, 9.1e-5, 2.2e-4, 6.8e-4, 8.9e-4]
+    figure = searched_map(tmp_path, [(8 * 2 ** (n % 3), rate) for n, rate in enumerate(rates)], [1, 2, 3, 4, 5, 1.5])
+    axis = figure.axes[0]
+    assert not axis.images and (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert sorted(x for x, _ in axis.collections[0].get_offsets()) == pytest.approx(rates)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["8", "16", "32"]
+    assert "trial 0: 1.0000" in [text.get_text() for text in axis.texts] and len(figure.axes) == 2, "with a scale"
+
+
+def test_a_grid_stays_a_map_of_cells(tmp_path: Path) -> None:
+    grid = [(rank, rate) for rank in (8, 16, 32) for rate in (1e-4, 2e-4)]
+    assert searched_map(tmp_path, grid, [1, 2, 3, 4, 5, 6]).axes[0].images
+
+
+@pytest.mark.parametrize("rates", [(1e-4, 1e-4, 2e-4, 2e-4), (1.1e-4, 2.3e-4, 3.1e-4, 5.7e-4)])
+def test_a_single_value_has_no_colour_bar(tmp_path: Path, rates: tuple[float, ...]) -> None:
+    assert len(searched_map(tmp_path, list(zip((8, 16, 8, 16), rates, strict=True)), [1.5] * 4).axes) == 1
 
 
 def test_labels_that_would_run_into_each_other_are_left_out() -> None:
