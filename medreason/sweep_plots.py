@@ -175,7 +175,7 @@ def draw_points(tried: Sequence[Trial], chosen: tuple[str, str], metric: str) ->
     number_axis(axis, "x", across)
     number_axis(axis, "y", up)
     where = {trial.folder: place for trial, place in zip(tried, zip(across, up, strict=True), strict=True)}
-    for kind, marker in (("pruned", "x"), ("did not finish", "+")):
+    for kind, marker in (("pruned", "x"), ("not finished", "+")):
         points = [where[t.folder] for t in tried if t not in done and (t.state == "pruned") == (kind == "pruned")]
         if points:
             axis.plot(*zip(*points, strict=True), marker, color=PRUNED, markersize=9, markeredgewidth=2, label=kind)
@@ -245,15 +245,16 @@ def draw_heat(tried: Sequence[Trial], chosen: tuple[str, str], metric: str) -> F
     for (row, column), count in np.ndenumerate(counts):
         if count:
             value = best[row, column]
-            dark = np.isfinite(value) and value < low + 0.55 * (top - low)
+            dark = np.isfinite(value) and value <= low + 0.55 * (top - low)
             colour = "white" if dark else "#222222"
             text = f"{value:.4f}" if np.isfinite(value) else "none finished"
-            axis.text(column, row, text, ha="center", va="bottom", color=colour, fontsize=10 if "." in text else 8)
+            axis.text(column, row, text, ha="center", va="bottom", color=colour, fontsize=12 if "." in text else 10)
             unit = "trial" if count == 1 else "trials"
-            axis.text(column, row - 0.08, f"{count} {unit}", ha="center", va="top", color=colour, fontsize=7)
-    axis.set_xticks(range(len(columns.labels)), columns.labels, fontsize=9)
-    axis.set_yticks(range(len(rows.labels)), rows.labels, fontsize=9)
-    axis.set(ylabel=drawn(chosen[0]), xlabel=drawn(chosen[1]))
+            axis.text(column, row - 0.08, f"{count} {unit}", ha="center", va="top", color=colour, fontsize=9)
+    axis.set_xticks(range(len(columns.labels)), columns.labels, fontsize=11)
+    axis.set_yticks(range(len(rows.labels)), rows.labels, fontsize=11)
+    axis.set_ylabel(drawn(chosen[0]), fontsize=12)
+    axis.set_xlabel(drawn(chosen[1]), fontsize=12)
     axis.spines[:].set_visible(False)
     if top > low:  # a single value has no scale
         figure.colorbar(image, label=f"best {drawn(metric)}", extend="max" if reached.max() > top else "neither")

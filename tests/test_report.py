@@ -326,6 +326,12 @@ def test_a_single_value_has_no_colour_bar(tmp_path: Path, rates: tuple[float, ..
     assert len(searched_map(tmp_path, list(zip((8, 16, 8, 16), rates, strict=True)), [1.5] * 4).axes) == 1
 
 
+def test_the_value_of_a_cell_is_read_on_its_dark_ground_also_where_it_is_the_only_one(tmp_path: Path) -> None:
+    grid = [(rank, rate) for rank in (8, 16) for rate in (1e-4, 2e-4)]
+    texts = searched_map(tmp_path, grid, [1.5] * 4).axes[0].texts
+    assert {text.get_color() for text in texts} == {"white"}
+
+
 def test_labels_that_would_run_into_each_other_are_left_out() -> None:
     assert spaced(["8", "16", "32", "64"], [3, 4, 5, 6]) == ["8", "16", "32", "64"]
     assert spaced(["2.59e-5", "3.49e-5", "8.54e-4"], [0, 0.1, 1]) == ["2.59e-5", "", "8.54e-4"]
