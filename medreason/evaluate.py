@@ -30,7 +30,7 @@ from medreason.run_log import kept_log
 from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
 from medreason.score_table import draw, show
 from medreason.scores import compare, summarize
-from medreason.tasks import Kind, Question, Task, presented, read_task
+from medreason.tasks import Kind, Question, Task, chance, presented, read_task
 from medreason.wandb_runs import log_scores
 
 Wrote = Callable[[int], None]  # told how many tokens were written so far
@@ -115,13 +115,18 @@ def answer_and_score(
     scores: dict[str, Any] = {
         "provenance": provenance(),
         "evaluated": what,
-        "scores": {name: summarize(records, (seen or {}).get(name, set())) for name, records in found.items()},
+        "scores": {
+            task.name: summarize(found[task.name], (seen or {}).get(task.name, set()))
+            | {"chance": chance(task.questions)}
+            for task in tasks
+        },
         "seen_in_training": {name: sorted(ids) for name, ids in seen.items()} if seen is not None else None,
         "against": config.against,
+        "others": others(found, config.against),
         "differences": differences(found, config.against),
     }
     write_json(folder / "scores.json", scores)
-    draw(scores["scores"], folder / "scores.png")
+    draw(scores, folder / "scores.png")
     if answerer.run is not None:
         write_cards(answerer.run)
         log_scores(trained, answerer.run, folder.name, scores["scores"])
@@ -362,6 +367,19 @@ def check_against(against: str | None) -> None:
     """Raises ConfigError for a folder that holds no evaluation."""
     if against is not None and not (Path(against) / "evaluation.json").is_file():
         raise ConfigError(f"against={against}: no evaluation there; name a folder such as RUN/evaluation/likelihood")
+
+
+def others(found: dict[str, list[dict[str, Any]]], against: str | None) -> dict[str, Any]:
+    """By benchmark, what the answers in `against` score on the questions that were answered here, too."""
+    if against is None:
+        return {}
+    scores = {}
+    for name, records in found.items():
+        asked = {record["id"] for record in records}
+        theirs = [one for one in read_records(Path(against) / f"{name}.jsonl") if one["id"] in asked]
+        if theirs:
+            scores[name] = summarize(theirs)
+    return {"evaluated": read_json(Path(against) / "evaluation.json"), "scores": scores}
 
 
 def differences(found: dict[str, list[dict[str, Any]]], against: str | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from medreason.preflight import EMBEDDED
 from medreason.prompts import FORMATS
 from medreason.recorded import finite, look_up, mapping, read_mapping
 from medreason.run_directory import tokens_trained
+from medreason.sweep_results import with_interval
 from medreason.what_next import ollama, text
 
 NOT_MEASURED = "not measured"
@@ -230,14 +231,6 @@ def share(score: Mapping[str, Any]) -> str | None:
     """An accuracy with its interval; None where the file does not say."""
     found = with_interval(score.get("accuracy"), score)
     return None if found is None else "{:.1%} ({:.1%} to {:.1%})".format(*found)
-
-
-def with_interval(value: object, score: Mapping[str, Any]) -> list[float] | None:
-    """A value and the two ends of its interval; None where one of them is no number."""
-    interval = score.get("interval")
-    found = [finite(each) for each in (value, *interval)] if isinstance(interval, list) else []
-    known = [each for each in found if each is not None]
-    return known if len(known) == len(found) == 3 else None
 
 
 def sources(data: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[tuple[str, object]]:

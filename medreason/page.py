@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2127; --dim: #626a75; --line: #dfe3e8; --back: #fff; --soft: #f5f6f8;
-  --accent: #b03426 }
+  --accent: #b03426; --right: #00694a; --wrong: #a84300 }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e6ea; --dim: #9aa2ad; --line: #343940; --back: #121212;
-  --soft: #1d2024; --accent: #f08a7c }
+  --soft: #1d2024; --accent: #f08a7c; --right: #3fc79d; --wrong: #f0924f }
   /* white becomes the page's own #121212, black text light, and hues stay as they were */
   img { filter: invert(.93) hue-rotate(180deg) } }
 * { box-sizing: border-box }
@@ -43,6 +43,8 @@ img { max-width: max(100%, 38rem); height: auto; display: block }
 figcaption { font-size: .88rem;
   max-width: 48rem; margin-top: .3rem }
 details { margin: .5rem 0 } summary { cursor: pointer; color: var(--dim) }
+.mark { border: 1px solid currentColor; border-radius: 4px; padding: 0 .35em; font-size: .85rem; white-space: nowrap }
+.right { color: var(--right) } .wrong { color: var(--wrong) } .cut { color: var(--dim); border-style: dashed }
 .sample { border-left: 3px solid var(--line); padding-left: 1rem; margin: 1.2rem 0 } .text { white-space: pre-wrap;
   overflow-wrap: anywhere }
 """
@@ -82,7 +84,12 @@ def prose(text: str) -> str:
 
 def command_block(overrides: Sequence[str]) -> str:
     """The command that trains with these overrides; one click selects it whole."""
-    return f'<pre class="command">{escape(command_line("train", overrides))}</pre>'
+    return command(command_line("train", overrides))
+
+
+def command(line: str) -> str:
+    """A command to be pasted; one click selects it whole."""
+    return f'<pre class="command">{escape(line)}</pre>'
 
 
 def tiles(facts: Iterable[tuple[str, str]]) -> str:
@@ -136,10 +143,16 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def answer(label: str, reasoning: str, text: str) -> str:
-    """What was answered, its reasoning folded below."""
-    said = f'<p class="text"><span class="dim">{label}:</span> {escape(text or "(none)")}</p>'
+def answer(label: str, reasoning: str, text: str, *marks: str) -> str:
+    """What was answered, its reasoning folded below; marks, which are HTML already, behind the label."""
+    told = " ".join([f'<span class="dim">{escape(label)}:</span>', *marks])
+    said = f'<p class="text">{told} {escape(text or "(none)")}</p>'
     return said + folded("reasoning", f'<p class="text">{escape(reasoning)}</p>' if reasoning else "")
+
+
+def mark(kind: str, text: str) -> str:
+    """A verdict in a frame, of the class `kind`: its words and its sign tell it, colour only helps."""
+    return f'<span class="mark {kind}">{escape(text)}</span>'
 
 
 def short(value: float | str) -> str:

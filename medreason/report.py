@@ -1,21 +1,18 @@
 """python -m medreason.report DIR: a run, or a sweep of runs, as one page, DIR/report.html, read from files alone."""
 
 import argparse
-import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from medreason.config import ConfigError, Format
+from medreason.config import ConfigError
 from medreason.disk import describe_full, disk_full, whole_file
 from medreason.outside import one_line
 from medreason.overrides import command_line, override
 from medreason.page import (
     amount,
-    answer,
     command_block,
     duration,
     facts_table,
@@ -30,8 +27,8 @@ from medreason.page import (
     tiles,
 )
 from medreason.progress import speak_safely
-from medreason.prompts import parse_answer
-from medreason.recorded import finite, look_up, mapping, read_mapping
+from medreason.recorded import mapping, read_mapping
+from medreason.run_page import run_page
 from medreason.sweep_results import (
     Trial,
     by_start,
@@ -39,9 +36,7 @@ from medreason.sweep_results import (
     is_run,
     is_sweep,
     monitored,
-    read_rows,
     read_sweep,
-    read_trial,
     setting,
     varied,
 )
@@ -56,14 +51,6 @@ from medreason.sweep_statistics import (
     saved_by_pruning,
 )
 from medreason.what_next import from_here
-
-# of a run's configuration, what a reader asks for first
-TELLING = (
-    "model.path", "model.precision", "lora.r", "lora.alpha", "lora.dropout", "lora.rslora", "lora.dora",
-    "optim.algorithm", "optim.lr", "optim.loraplus_ratio", "optim.weight_decay", "optim.warmup_steps", "optim.decay",
-    "data.source", "data.path", "data.format", "data.packing", "data.row_tokens", "trainer.precision",
-    "trainer.max_epochs", "trainer.max_steps", "trainer.rows_per_batch", "trainer.accumulate", "seed", "monitor",
-)  # fmt: skip
 
 
 def trial_cells(trial: Trial, keys: Sequence[str]) -> list[str]:
@@ -224,8 +211,8 @@ def sweep_pictures(trials: Sequence[Trial], metric: str, folder: Path) -> tuple[
     ]  # fmt: skip
     settings = [
         picture(
-            plots.draw_heat(trials, keys, metric), folder, "heat",
-            f"Best {metric} of the finished trials in each cell. Empty: nothing was tried there.",
+            plots.draw_map(trials, keys, metric), folder, "map",
+            f"{metric} where two settings meet: the best of the trials in a cell, or a point a trial; dark is low.",
         ),
         picture(
             plots.draw_slices(trials, keys, metric), folder, "slices",
@@ -241,73 +228,6 @@ def sweep_pictures(trials: Sequence[Trial], metric: str, folder: Path) -> tuple[
     if not shares and len(keys) > 1:
         settings.append(paragraph(f"Importance is estimated from {LEAST_FINISHED} finished trials on."))
     return course, settings
-
-
-def run_page(run: Path) -> str:
-    """The page of one run; its picture is written on the way."""
-    from medreason import sweep_plots as plots  # see sweep_pictures
-
-    trial = read_trial(run)
-    (record, _), (config, _) = read_mapping(run / "run.json"), read_mapping(run / "config.yaml")
-    results, name = mapping(record.get("results")), run.resolve().name
-    facts = [("status", trial.state), ("optimizer steps", f"{trial.steps:,}"), ("time", duration(trial.seconds))]
-    facts += [("tokens", amount(trial.tokens))] if trial.tokens else []
-    memory = finite(results.get("peak_memory_gib"))
-    facts += [("peak GPU memory", f"{memory:.1f} GiB")] if memory is not None else []
-    rows = []
-    for label, key, shape in (("held-out loss", "val_loss", ".4f"), ("held-out exact match", "accuracy", ".1%")):
-        pair = [finite(results.get(f"{key}_{when}")) for when in ("before", "after")]
-        if any(each is not None for each in pair):
-            rows.append([label, *("" if each is None else format(each, shape) for each in pair)])
-    telling = {key: look_up(config, key) for key in dict.fromkeys((*trial.settings, *TELLING))}
-    whole = (run / "config.yaml").read_text(encoding="utf-8", errors="replace") if config else ""
-    origin = {key: record.get(key) for key in ("started", "commit", "device", "python", "resumed_from")}
-    return page(
-        f"Run {name}",
-        [
-            f"<h1>Run {escape(name)}</h1>",
-            tiles(facts),
-            paragraph(f"{trial.state}: {trial.reason}") if trial.reason else "",
-            paragraph(f"Interruptions survived: {'; '.join(trial.died)}.") if trial.died else "",
-            section("Repeat it", command_block(trial.overrides) if trial.overrides else ""),
-            section("Results", table(("", "before", "after"), rows)),
-            section(
-                "Course",
-                picture(
-                    plots.draw_run(read_rows(run / "metrics.csv"), monitored(config)), run / "report", "curves",
-                    "Loss, held-out loss, learning rate and gradient norm by optimizer step.",
-                ),
-            ),
-            section("Held-out questions", *samples(run, config)),
-            section(
-                "Configuration",
-                facts_table(telling),
-                folded("all of it", f"<pre>{escape(whole)}</pre>" if whole else ""),
-            ),
-            section("Data", facts_table(mapping(record.get("data")))),
-            section("Made with", facts_table(origin | mapping(record.get("versions")))),
-        ],
-    )  # fmt: skip
-
-
-def samples(run: Path, config: Mapping[str, Any]) -> list[str]:
-    """Held-out questions with the answers before and after training, reasoning folded."""
-    try:
-        rows = json.loads((run / "samples.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    style = Format.__members__.get(str(look_up(config, "data.format")), Format.think)
-    return [sample(row, style) for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def sample(row: Mapping[str, Any], style: Format) -> str:
-    lines = [f'<p class="text"><b>{escape(str(row.get("question", "")))}</b></p>']
-    lines += [answer("expected", str(row.get("reasoning") or ""), str(row.get("answer") or ""))]
-    for when in ("before", "after"):
-        if when in row:
-            parsed = parse_answer(str(row[when]), style)
-            lines.append(answer(when, parsed.reasoning, parsed.answer))
-    return '<div class="sample">' + "\n".join(lines) + "</div>"
 
 
 def write_report(folder: Path, top: int = 10) -> list[str]:

@@ -27,7 +27,6 @@ from typing import Any
 
 from medreason.config import DOLLAR, NEWER, Checkpoint, ConfigError, TrainConfig, typed
 from medreason.disk import digest_of, whole_file
-from medreason.outside import drawn, pyplot
 from medreason.overrides import literal
 from medreason.storage import hidden
 
@@ -159,6 +158,11 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def on_cpu(record: Mapping[str, Any]) -> bool:
+    """Whether a provenance is that of a machine without a GPU: the memory measured there is the host's."""
+    return str(record.get("device") or "").startswith("CPU")
+
+
 def repeatable(overrides: Sequence[str]) -> list[str]:
     """Overrides that train this one run again, though a sweep's file among them would have the command sweep."""
     sweeps = any(one.startswith("sweeps=") for one in overrides)
@@ -224,6 +228,15 @@ def checkpoint_step(path: Path) -> int:
 
     step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     return step
+
+
+def resumed_at(checkpoint: Path | None) -> list[int]:
+    """Optimizer steps after which a run that goes on from a checkpoint has gone on, this time the last."""
+    if checkpoint is None:
+        return []
+    told, step = read_json(checkpoint.parent.parent / "run.json").get("resumed_at"), checkpoint_step(checkpoint)
+    before = [each for each in told if isinstance(each, int) and each < step] if isinstance(told, list) else []
+    return [*before, step]
 
 
 def checkpoint_position(path: Path) -> dict[str, Any]:
@@ -325,27 +338,3 @@ def tokens_trained(run: Path) -> int:
     except OSError:
         return 0
     return int(counts[-1]) if counts else 0
-
-
-def draw_curves(run: Path) -> Path:
-    """RUN/curves.png from RUN/metrics.csv: loss and held-out loss above, learning rate and gradient norm below."""
-    plt = pyplot()
-    rows = read_metrics(run / "metrics.csv")
-    figure, (losses, rates) = plt.subplots(
-        2, 1, sharex=True, figsize=(8, 6), height_ratios=(2, 1), layout="constrained"
-    )
-    losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train (mean over a step's target tokens)")
-    losses.plot(*series(rows, "val/loss"), color="#c0392b", marker="o", label="held out")
-    losses.set(ylabel="loss, nats per token", title=drawn(run.name))
-    losses.legend(frameon=False)
-    losses.grid(alpha=0.3)
-    rates.plot(*series(rows, "train/lr"), color="#2c7a4b", label="learning rate")
-    rates.set(xlabel="optimizer step", ylabel="learning rate")
-    norms = rates.twinx()
-    norms.plot(*series(rows, "train/grad_norm"), color="#8e6bb0", alpha=0.7)
-    norms.set_ylabel("gradient norm", color="#8e6bb0")
-    path = run / "curves.png"
-    with whole_file(path) as draft:
-        figure.savefig(draft, dpi=120)
-    plt.close(figure)
-    return path

@@ -3,7 +3,8 @@
 A run's samples.json is a list of these; `during` keeps the training steps apart.
 
     {"question": ..., "reasoning": ..., "answer": ...,              as expected
-     "before": TEXT, "during": {"100": TEXT, "200": TEXT}, "after": TEXT}
+     "before": TEXT, "during": {"100": TEXT, "200": TEXT}, "after": TEXT,
+     "cut": {"before": true, "100": false, ...}}                    whether trainer.max_answer_tokens ended it
 """
 
 import json
@@ -63,6 +64,7 @@ class SampleAnswers(Callback):
         written = self.answer(pl_module.model, f"at step {step:,}")
         for sample, each in zip(self.samples, written, strict=True):
             sample.setdefault("during", {})[str(step)] = each.text
+            sample.setdefault("cut", {})[str(step)] = each.cut
         self.known[step] = written
         self.spent += self.last
         self.save()
@@ -78,6 +80,7 @@ class SampleAnswers(Callback):
         written = self.known.get(step) or self.answer(model, f"{when} training")
         for sample, each in zip(self.samples, written, strict=True):
             sample[when] = each.text
+            sample.setdefault("cut", {})[when] = each.cut
         self.save()
         return self.scores(written)
 

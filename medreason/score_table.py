@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medreason.disk import whole_file
-from medreason.outside import drawn, literal, pyplot
+from medreason.outside import drawn, literal, prepare_pictures
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Score = Mapping[str, Any]
 
@@ -68,6 +71,7 @@ MEASURES: dict[str, Callable[[Score], str]] = {
     "unseen in training": share_of("unseen"),
     "of so many": lambda score: f"{score['unseen']['questions']:,}" if "unseen" in score else "",
     "HuatuoGPT-o1's rule": share_of("huatuo"),
+    "guessing": lambda score: f"{score['chance']:.1%}" if score.get("chance") is not None else "",
     "always the same letter": always_one_letter,
     "letters chosen": chosen_letters,
     "longer than the model reads": lambda score: str(score.get("too_long", "")),
@@ -81,30 +85,108 @@ MEASURES: dict[str, Callable[[Score], str]] = {
 }
 
 
-def draw(scores: Score, path: Path) -> None:
-    """A point with its interval for each benchmark, and for each of its subjects where there are several."""
-    plt = pyplot()
-    rows = []
-    for name, score in scores.items():
+def answered_by(evaluated: Mapping[str, Any]) -> str:
+    """Whose answers an evaluation holds, and how they were given, as its evaluation.json has it."""
+    run, model = (Path(str(evaluated.get(key) or "")).name for key in ("run", "model"))
+    who = f"{model} without an adapter" if evaluated.get("base") else run
+    how = {"likelihood": "letters by probability", "generate": "in writing"}.get(str(evaluated.get("method")), "")
+    return ", ".join(filter(None, (who, how))) or "this evaluation"
+
+
+def rows_of(scores: Score) -> list[tuple[str, Score, Score | None, bool]]:
+    """A row for each benchmark and for each of its subjects where there are several.
+
+    Of each its name, its score, the other model's or None, and whether it is a whole benchmark.
+    """
+    rows: list[tuple[str, Score, Score | None, bool]] = []
+    others = scores.get("others", {}).get("scores", {})
+    for name, score in scores["scores"].items():
         if score.get("accuracy") is None:
             continue  # a loss is no share
-        rows.append((name, score, True))
+        other = others.get(name, {})
+        rows.append((name, score, shown(other), True))
         if "unseen" in score:
-            rows.append(("unseen in training", score["unseen"], False))
+            rows.append(("unseen in training", score["unseen"], None, False))
         if len(score["subjects"]) > 1:
-            rows += [(f"{subject or 'other'}", part, False) for subject, part in score["subjects"].items()]
+            rows += [
+                (subject or "other", part, shown(other.get("subjects", {}).get(subject, {})), False)
+                for subject, part in score["subjects"].items()
+            ]
+    return [row for row in rows if shown(row[1])]
+
+
+def shown(score: Score) -> Score | None:
+    """The score where it has an accuracy to draw."""
+    return score if score.get("accuracy") is not None else None
+
+
+OURS, THEIRS, CHANCE = "#0072b2", "#e69f00", "black"  # of Okabe and Ito; the other model's bars are hatched, too
+
+
+def picture(scores: Score) -> "Figure | None":
+    """A bar with its 95% interval for each benchmark and subject, another model's beside it, and what guessing scores.
+
+    None where nothing was graded.
+    """
+    from matplotlib.figure import Figure
+
+    prepare_pictures()
+    rows = rows_of(scores)
     if not rows:
-        return
-    figure, axes = plt.subplots(figsize=(8, 1 + 0.32 * len(rows)), layout="constrained")
-    for place, (_, score, whole) in enumerate(rows):
-        low, high = score["interval"]
-        colour = "#2c5a8c" if whole else "#8fa8c0"
-        axes.plot([100 * low, 100 * high], [place, place], color=colour, lw=2.5 if whole else 1.5)
-        axes.plot([100 * score["accuracy"]], [place], "o", color=colour, ms=7 if whole else 4)
-    axes.set_yticks(range(len(rows)), [f"{drawn(name)} ({score['questions']:,})" for name, score, _ in rows])
-    axes.invert_yaxis()
-    axes.set(xlabel="questions answered correctly, % (95% interval)", xlim=(0, 100))
+        return None
+    beside = any(other for _, _, other, _ in rows)
+    thick = 0.36 if beside else 0.6
+    figure = Figure(figsize=(9, 1.8 + (0.62 if beside else 0.42) * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    ours = drawn(answered_by(scores.get("evaluated", {})))
+    theirs = "against: " + drawn(answered_by(scores.get("others", {}).get("evaluated", {})))
+    for place, (_, score, other, whole) in enumerate(rows):
+        pair = [(score, OURS, "", ours)] + ([(other, THEIRS, "///", theirs)] if other else [])
+        for (one, colour, hatch, label), shift in zip(pair, (-0.19, 0.19) if other else (0.0,), strict=True):
+            bar(axes, one, place + shift, thick if whole else 0.7 * thick, color=colour, hatch=hatch,
+                alpha=1 if whole else 0.6, label=label)  # fmt: skip
+    start = 0
+    ends = [place for place, row in enumerate(rows) if row[3] and place] + [len(rows)]
+    for end in ends:  # a benchmark's rows stand together
+        guessed = scores["scores"][rows[start][0]].get("chance")
+        if guessed is not None:
+            axes.plot([100 * guessed] * 2, [start - 0.45, end - 0.55], color=CHANCE, ls="--", lw=2, label="guessing")
+        start = end
+    names = [("" if whole else "  ") + f"{drawn(name)} ({score['questions']:,})" for name, score, _, whole in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=12)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 100)
+    axes.tick_params(axis="x", labelsize=12)
+    axes.set_xlabel("questions answered correctly, % (95% interval)", fontsize=12)
+    figure.suptitle(ours, fontsize=13)
     axes.grid(axis="x", alpha=0.3)
-    with whole_file(path) as draft:
-        figure.savefig(draft, dpi=120)
-    plt.close(figure)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    named: dict[str, Any] = {}
+    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+        named.setdefault(label, handle)  # the first, which is a whole benchmark's
+    keys = [label for label in ((ours, theirs) if beside else ()) if label in named]
+    keys += ["guessing"] if "guessing" in named else []
+    if keys:
+        figure.legend([named[key] for key in keys], keys, loc="outside lower center", frameon=False, fontsize=12)
+    return figure
+
+
+def bar(axes: Any, score: Score, place: float, height: float, **look: Any) -> None:
+    """The share of right answers, its interval as a whisker, the number at the end."""
+    low, high = (100 * bound for bound in score["interval"])
+    share = 100 * score["accuracy"]
+    axes.barh(place, share, height, edgecolor="white", **look)
+    axes.plot([low, high], [place, place], color="#333333", lw=1.8, solid_capstyle="butt")
+    axes.plot([low, high], [place, place], "|", color="#333333", ms=7, mew=1.8)
+    text, side = (high + 1, "left") if high < 90 else (low - 1, "right")
+    axes.text(text, place, f"{share:.0f}", va="center", ha=side, fontsize=11, color="black" if high < 90 else "white",
+              weight="bold")  # fmt: skip
+
+
+def draw(scores: Score, path: Path) -> None:
+    """Writes the picture; none where nothing was graded."""
+    figure = picture(scores)
+    if figure is not None:
+        with whole_file(path) as draft:
+            figure.savefig(draft, dpi=120)

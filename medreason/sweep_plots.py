@@ -1,4 +1,4 @@
-"""Pictures of a sweep and of a run. Each function returns a figure, or None where there is nothing to see yet."""
+"""Pictures of a sweep. Each function returns a figure, or None where there is nothing to see yet."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,16 +7,17 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from medreason.outside import drawn, prepare_pictures
 from medreason.page import amount, short
-from medreason.run_directory import series
 from medreason.sweep_results import Setting, Trial, by_start, finished, numeric
 
 prepare_pictures()
-BEST, DONE, PRUNED, LEARNING = "#c0392b", "#4c78a8", "#808894", "#2c7a4b"
+BEST, DONE, PRUNED = "#c0392b", "#4c78a8", "#808894"
+COLOURS = "cividis"  # dark is low, and low is better; the same to colour-blind readers
 LEVELS = 8  # more distinct values than this are binned
 BINS = 6
 
@@ -138,20 +139,96 @@ def binned(values: Sequence[float]) -> Binned:
     return Binned(labels, [int(cell) for cell in cells])
 
 
-def heat_settings(trials: Sequence[Trial], keys: Sequence[str]) -> tuple[str, str] | None:
-    """The two swept numbers that a heat map is drawn of, rank and learning rate first; None with fewer than two."""
+def map_settings(trials: Sequence[Trial], keys: Sequence[str]) -> tuple[str, str] | None:
+    """The two swept numbers that a map is drawn of, rank and learning rate first; None with fewer than two."""
     numbers = [key for key in keys if numeric(trial.settings[key] for trial in trials if key in trial.settings)]
     first = [key for key in ("lora.r", "optim.lr") if key in numbers]
     chosen = first + [key for key in numbers if key not in (*first, "seed")]
     return (chosen[0], chosen[1]) if len(chosen) > 1 else None
 
 
-def draw_heat(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Figure | None:
-    """Best finished value in each cell of two settings; below it, how many trials fell there."""
-    chosen = heat_settings(trials, keys)
+def draw_map(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Figure | None:
+    """Two settings against each other: cells where a few values of each were tried, else a point a trial."""
+    chosen = map_settings(trials, keys)
     tried = [trial for trial in trials if chosen and all(key in trial.settings for key in chosen)]
     if chosen is None or not any(trial in tried for trial in finished(trials)):
         return None
+    sampled = any(continuous([float(trial.settings[key]) for trial in tried]) for key in chosen)
+    return (draw_points if sampled else draw_heat)(tried, chosen, metric)
+
+
+def continuous(values: Sequence[float]) -> bool:
+    """Whether values were sampled from a range: too many for cells, or hardly any of them tried twice."""
+    levels = len(set(values))
+    return levels > LEVELS or (levels > 3 and levels > 0.6 * len(values))
+
+
+def draw_points(tried: Sequence[Trial], chosen: tuple[str, str], metric: str) -> Figure:
+    """A point a trial where its two settings meet, coloured by its value; crosses are those without a final one."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axis = axes(figure)
+    done = finished(tried)
+    ends = [trial.value for trial in done if trial.value is not None]
+    low, top = min(ends), float(np.percentile(ends, 80) if len(ends) > 4 else max(ends))  # diverged trials aside
+    scale = Normalize(low, top, clip=True)
+    across, up = ([float(trial.settings[key]) for trial in tried] for key in reversed(chosen))
+    number_axis(axis, "x", across)
+    number_axis(axis, "y", up)
+    where = {trial.folder: place for trial, place in zip(tried, zip(across, up, strict=True), strict=True)}
+    for kind, marker in (("pruned", "x"), ("not finished", "+")):
+        points = [where[t.folder] for t in tried if t not in done and (t.state == "pruned") == (kind == "pruned")]
+        if points:
+            axis.plot(*zip(*points, strict=True), marker, color=PRUNED, markersize=9, markeredgewidth=2, label=kind)
+    places = [where[trial.folder] for trial in reversed(done)]  # the best on top
+    several = top > low
+    drawn_points = axis.scatter(
+        *zip(*places, strict=True), s=110, c=ends[::-1] if several else DONE, edgecolors="#222222", linewidths=0.8,
+        zorder=3, label="finished", **({"cmap": COLOURS, "norm": scale} if several else {}),
+    )  # fmt: skip
+    best = done[0]
+    axis.plot(
+        *where[best.folder], "o", markersize=17, markerfacecolor="none", color=BEST, markeredgewidth=2.5, zorder=4
+    )
+    x, y = where[best.folder]
+    beyond = axis.transData.transform((x, y))[0] > axis.transAxes.transform((0.7, 0))[0]
+    axis.annotate(
+        f"trial {best.number}: {best.value:.4f}", (x, y), (-14 if beyond else 14, 10), textcoords="offset points",
+        color=BEST, weight="bold", fontsize=12, ha="right" if beyond else "left", zorder=5,
+    )  # fmt: skip
+    axis.set_xlabel(drawn(chosen[1]), fontsize=12)
+    axis.set_ylabel(drawn(chosen[0]), fontsize=12)
+    if several:  # a single value has no scale
+        bar = figure.colorbar(drawn_points, extend="max" if max(ends) > top else "neither")
+        bar.set_label(drawn(metric), fontsize=12)
+    if len(tried) > len(done):
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=11)
+    return figure
+
+
+def number_axis(axis: Any, name: str, values: Sequence[float]) -> None:
+    """A logarithmic axis where values span enough, with a tick at each value where they are few."""
+    levels, line = sorted(set(values)), axis.xaxis if name == "x" else axis.yaxis
+    few = len(levels) <= LEVELS and not continuous(values)
+    log = wide(levels) or (few and min(levels) > 0 and max(levels) >= 4 * min(levels))
+    axis.set(**{f"{name}scale": "log" if log else "linear"})
+    margin = 0.08 * (math.log(levels[-1] / levels[0]) if log else levels[-1] - levels[0]) or 0.5
+    ends = (levels[0] / math.exp(margin), levels[-1] * math.exp(margin)) if log else (
+        levels[0] - margin, levels[-1] + margin)  # fmt: skip
+    axis.set(**{f"{name}lim": ends})
+    if few:
+        places = [math.log(level) for level in levels] if log else levels
+        line.set_ticks(levels, spaced([short(level) for level in levels], places))
+        line.set_minor_locator(NullLocator())
+    else:
+        line.set_major_formatter(FuncFormatter(lambda value, _: short(float(value))))
+        if log:
+            line.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        line.set_minor_formatter(NullFormatter())
+    axis.tick_params(axis=name, labelsize=11)
+
+
+def draw_heat(tried: Sequence[Trial], chosen: tuple[str, str], metric: str) -> Figure:
+    """Best finished value in each cell of two settings; below it, how many trials fell there."""
     rows, columns = (binned([float(trial.settings[key]) for trial in tried]) for key in chosen)
     best = np.full((len(rows.labels), len(columns.labels)), np.nan)
     counts = np.zeros(best.shape, int)
@@ -164,21 +241,23 @@ def draw_heat(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Figu
     reached = best[np.isfinite(best)]
     low = float(reached.min())
     top = float(np.percentile(reached, 80) if len(reached) > 4 else reached.max())  # diverged cells aside
-    image = axis.imshow(best, cmap="YlGnBu_r", aspect="auto", origin="lower", vmin=low, vmax=top)
+    image = axis.imshow(best, cmap=COLOURS, aspect="auto", origin="lower", vmin=low, vmax=top)
     for (row, column), count in np.ndenumerate(counts):
         if count:
             value = best[row, column]
-            dark = np.isfinite(value) and value < low + 0.55 * (top - low)
+            dark = np.isfinite(value) and value <= low + 0.55 * (top - low)
             colour = "white" if dark else "#222222"
             text = f"{value:.4f}" if np.isfinite(value) else "none finished"
-            axis.text(column, row, text, ha="center", va="bottom", color=colour, fontsize=10 if "." in text else 8)
+            axis.text(column, row, text, ha="center", va="bottom", color=colour, fontsize=12 if "." in text else 10)
             unit = "trial" if count == 1 else "trials"
-            axis.text(column, row - 0.08, f"{count} {unit}", ha="center", va="top", color=colour, fontsize=7)
-    axis.set_xticks(range(len(columns.labels)), columns.labels, fontsize=9)
-    axis.set_yticks(range(len(rows.labels)), rows.labels, fontsize=9)
-    axis.set(ylabel=drawn(chosen[0]), xlabel=drawn(chosen[1]))
+            axis.text(column, row - 0.08, f"{count} {unit}", ha="center", va="top", color=colour, fontsize=9)
+    axis.set_xticks(range(len(columns.labels)), columns.labels, fontsize=11)
+    axis.set_yticks(range(len(rows.labels)), rows.labels, fontsize=11)
+    axis.set_ylabel(drawn(chosen[0]), fontsize=12)
+    axis.set_xlabel(drawn(chosen[1]), fontsize=12)
     axis.spines[:].set_visible(False)
-    figure.colorbar(image, label=f"best {drawn(metric)}", extend="max" if reached.max() > top else "neither")
+    if top > low:  # a single value has no scale
+        figure.colorbar(image, label=f"best {drawn(metric)}", extend="max" if reached.max() > top else "neither")
     return figure
 
 
@@ -258,26 +337,4 @@ def draw_importance(shares: Mapping[str, float]) -> Figure | None:
     axis.barh([drawn(key) for key, _ in ranked], [share for _, share in ranked], color=DONE, height=0.6)
     for place, (_, share) in enumerate(ranked):
         axis.text(share + 0.01, place, f"{share:.0%}", va="center", fontsize=9)
-    return figure
-
-
-def draw_run(rows: Sequence[Mapping[str, float]], metric: str) -> Figure | None:
-    """A run's losses above; learning rate and gradient norm below."""
-    if not any(series(rows, key)[1] for key in ("train/loss", metric)):
-        return None
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    losses, rates = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    tidy(losses, ylabel="loss, nats per token")
-    losses.plot(*series(rows, "train/loss"), color="#9db4c8", label="train, one step")
-    if series(rows, "val/loss")[1]:
-        losses.plot(*series(rows, "val/loss"), color=BEST, marker="o", markersize=4, label="held out")
-    losses.legend(frameon=False)
-    tidy(rates, xlabel="optimizer step")
-    rates.set_ylabel("learning rate", color=LEARNING)
-    rates.plot(*series(rows, "train/lr"), color=LEARNING)
-    rates.yaxis.set_major_formatter(FuncFormatter(lambda rate, _: short(float(rate))))
-    norms = rates.twinx()
-    norms.plot(*series(rows, "train/grad_norm"), color="#8e6bb0", alpha=0.7)
-    norms.set_ylabel("gradient norm", color="#8e6bb0")
-    norms.spines[["top"]].set_visible(False)
     return figure

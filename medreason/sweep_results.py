@@ -48,6 +48,14 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
+def with_interval(value: object, score: Mapping[str, Any]) -> list[float] | None:
+    """A value and the two ends of its interval; None where one of them is no number."""
+    interval = score.get("interval")
+    found = [finite(each) for each in (value, *interval)] if isinstance(interval, list) else []
+    known = [each for each in found if each is not None]
+    return known if len(known) == len(found) == 3 else None
+
+
 def setting(value: object) -> Setting:
     """A swept value as a number where it is one, as text otherwise."""
     number = finite(value)

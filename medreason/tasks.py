@@ -65,6 +65,13 @@ class Task:
     kind: Kind = Kind.choice
 
 
+def chance(questions: Sequence[Question]) -> float | None:
+    """What guessing scores, the mean over questions of one in so many options; None where there are no options."""
+    if not questions or not all(question.options for question in questions):
+        return None
+    return sum(1 / len(question.options) for question in questions) / len(questions)
+
+
 Layout = Callable[[int, Mapping[str, Any]], Question | None]  # a row's number and cells; None: not of this benchmark
 
 

@@ -42,6 +42,7 @@ from medreason.run_directory import (
     read_json,
     repeatable,
     resolve_checkpoint,
+    resumed_at,
     run_config,
     write_json,
     write_settings,
@@ -199,6 +200,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
         or agent_parameters()
         or (mapping(earlier.get("swept")) if goes_on else {}),
         "resumed_from": str(resumed) if resumed else None,
+        "resumed_at": resumed_at(resumed),
         "wandb_id": earlier.get("wandb_id") if goes_on else None,
         "data": {
             "source": split.corpus.source,
@@ -326,7 +328,8 @@ def fit(
     )
     from medreason.finetuner import AdapterMismatch, Finetuner
     from medreason.loggers import outside_logger
-    from medreason.run_directory import draw_curves, metrics_logger
+    from medreason.run_curves import draw_curves
+    from medreason.run_directory import metrics_logger
     from medreason.sample_answers import SampleAnswers
     from medreason.trial import reports
 
@@ -421,7 +424,7 @@ def fit(
         return
     samples.save()
     log_samples(samples.samples, config.data.format)
-    draw_curves(run)
+    draw_curves(run, record)
 
 
 @dataclass(frozen=True)

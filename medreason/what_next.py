@@ -1,6 +1,6 @@
 """What can be done next with a finished run or an export: lines with its paths filled in, to be pasted.
 
-RUN                 evaluate, chat, export, report
+RUN                 evaluate, chat, export, report; resume, where it has not ended
 export, adapter     transformers + PEFT, vLLM with LoRA
 export, merged      transformers, vLLM
 export, gguf        Ollama
@@ -40,6 +40,11 @@ def after_run(run: Path, source: str | None, rows: str | None) -> list[str]:
         command_line("export", [name, "format=merged"]),
         command_line("report", [str(folder)]),
     ]
+
+
+def after_stop(run: Path) -> list[str]:
+    """The command that goes on with a run that has not ended."""
+    return [command_line("train", [override("resume", from_here(run))])]
 
 
 def after_export(folder: Path, kind: ExportFormat, *, base: str, rank: int, style: Format) -> list[str]:

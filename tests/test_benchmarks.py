@@ -43,6 +43,24 @@ def test_engines_and_a_peer_are_measured_side_by_side(rows_file: Path, tmp_path:
     assert (tmp_path / "training_speed.png").stat().st_size > 5000
 
 
+def test_bars_of_speed_are_labelled_in_words_and_a_cpu_has_no_gpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import training_speed
+
+    names = [*training_speed.ENGINES, *training_speed.PEERS]
+    results = [
+        {"name": name, "tokens_per_second": 100.0 + place, "memory_gib": 7.0} for place, name in enumerate(names)
+    ]
+    made = {"device": "CPU, 2 threads", "commit": None, "versions": {"torch": "2.11", "unsloth": None, "trl": None}}
+    axes = training_speed.draw(results, made).axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(set(labels)) == len(names) and not any("_" in label for label in labels), labels
+    assert labels[0] == training_speed.LABELS[names[-1]], "the fastest on top"
+    assert not any("GiB" in text.get_text() for text in axes.texts)
+    on_a_gpu = training_speed.draw(results, made | {"device": "NVIDIA H100"}).axes[0]
+    assert all("7 GiB" in text.get_text() for text in on_a_gpu.texts)
+
+
 def test_passes_of_the_fast_engine_stand_beside_their_bounds(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/roofline.py", str(tmp_path), "fp8", "embedded:tiny", "256", "100", "4"]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)

@@ -62,6 +62,9 @@ def test_a_run_is_evaluated_and_compared_with_its_base(run: Path, questions: Pat
     assert any(one["probabilities"] != other["probabilities"] for one, other in
                zip(records, lines(run, "likelihood_base"), strict=True)), "the adapter was not used"  # fmt: skip
     assert scores(run, "likelihood")["differences"]["quiz"]["questions"] == 12
+    others = scores(run, "likelihood")["others"]
+    assert others["scores"]["quiz"]["accuracy"] == scores(run, "likelihood_base")["scores"]["quiz"]["accuracy"]
+    assert others["evaluated"]["base"] and 0 < found["chance"] < 1
     assert "no significant difference" in said.stdout.lower()
     assert (run / "evaluation" / "likelihood" / "scores.png").stat().st_size > 5000
     mixed = run_command(

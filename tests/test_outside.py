@@ -18,7 +18,7 @@ from medreason.conversation import Conversation, Piece, Turn
 from medreason.model_card import model_card
 from medreason.outside import drawn, literal, markdown, one_line, visible
 from medreason.progress import say
-from medreason.run_directory import draw_curves
+from medreason.run_curves import draw_curves
 
 # a title set, red for the rest of the screen, a beep, a line overwritten, text turned round, half an emoji
 ATTACK = "a\x1b]0;owned\x07\x1b[31m\rb\u202ec\x9b2Jd\x00e\ud83df\u2066g\U000e0041h"
@@ -126,10 +126,13 @@ def test_a_picture_takes_any_name_without_a_word(name: str, tmp_path: Path) -> N
         run = tmp_path / name
         run.mkdir()
         (run / "metrics.csv").write_text("step,train/loss,val/loss\n0,1.0,\n1,0.5,0.7\n")
-        draw_curves(run)
+        draw_curves(run, {})
         score = {"questions": 3, "accuracy": 0.5, "interval": [0.1, 0.9], "subjects": {}}
         subjects = {name: score, "_": score, "other $ one": score}
-        score_table.draw({name: score | {"subjects": subjects}}, run / "scores.png")
+        scores = {name: score | {"subjects": subjects, "chance": 0.25}}
+        evaluated = {"run": name, "model": name, "base": True}
+        others = {"evaluated": evaluated | {"base": False}, "scores": scores}
+        score_table.draw({"scores": scores, "evaluated": evaluated, "others": others}, run / "scores.png")
     assert not said, [str(one.message) for one in said]
     assert (run / "scores.png").stat().st_size > 1000
 

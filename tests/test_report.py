@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 from scipy import stats
 
 from conftest import ROOT
 from medreason.report import main, ranking
-from medreason.sweep_plots import binned, spaced
+from medreason.sweep_plots import binned, draw_map, spaced
 from medreason.sweep_results import finished, read_sweep, read_trial
 from medreason.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
 
@@ -130,13 +131,13 @@ def test_pruning_saves_what_the_pruned_would_have_trained_on(sweep: Path) -> Non
 def test_the_page_holds_everything_in_itself(sweep: Path) -> None:
     page = written(sweep)
     sources = re.findall(r'(?:src|srcset)="([^"]*)"', page)
-    assert len(sources) == 4  # curves, progress, heat, slices; too few trials for importance
+    assert len(sources) == 4  # curves, progress, map, slices; too few trials for importance
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r'(href|src)="(https?:)?//|@import|url\(|<script', page)
     links = re.findall(r'href="([^"]*)"', page)
     assert links and all((sweep / link).is_dir() for link in links)
     assert {path.name for path in (sweep / "report").iterdir()} == {
-        "curves.png", "progress.png", "heat.png", "slices.png",
+        "curves.png", "progress.png", "map.png", "slices.png",
     }  # fmt: skip
 
 
@@ -297,6 +298,40 @@ def test_a_wide_setting_is_binned_by_ratio_and_a_few_values_stand_alone() -> Non
     assert binned(rates).labels[0].startswith("1e-5 to 2.2e-5") and max(cells.count(c) for c in set(cells)) <= 5
 
 
+def searched_map(tmp_path: Path, settings: list[tuple[int, float]], losses: list[float]) -> Figure:
+    for number, ((rank, lr), loss) in enumerate(zip(settings, losses, strict=True)):
+        write_trial(tmp_path / str(number), {"lora.r": rank, "optim.lr": lr}, [loss])
+    figure = draw_map(read_sweep(tmp_path), ["lora.r", "optim.lr"], "val/loss")
+    assert figure is not None
+    return figure
+
+
+def test_a_sampled_learning_rate_is_an_axis_of_its_own_and_not_a_column_a_trial(tmp_path: Path) -> None:
+    rates = [1.3e-5, 3.7e-5, 9.1e-5, 2.2e-4, 6.8e-4, 8.9e-4]
+    figure = searched_map(tmp_path, [(8 * 2 ** (n % 3), rate) for n, rate in enumerate(rates)], [1, 2, 3, 4, 5, 1.5])
+    axis = figure.axes[0]
+    assert not axis.images and (axis.get_xscale(), axis.get_yscale()) == ("log", "log")
+    assert sorted(x for x, _ in axis.collections[0].get_offsets()) == pytest.approx(rates)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["8", "16", "32"]
+    assert "trial 0: 1.0000" in [text.get_text() for text in axis.texts] and len(figure.axes) == 2, "with a scale"
+
+
+def test_a_grid_stays_a_map_of_cells(tmp_path: Path) -> None:
+    grid = [(rank, rate) for rank in (8, 16, 32) for rate in (1e-4, 2e-4)]
+    assert searched_map(tmp_path, grid, [1, 2, 3, 4, 5, 6]).axes[0].images
+
+
+@pytest.mark.parametrize("rates", [(1e-4, 1e-4, 2e-4, 2e-4), (1.1e-4, 2.3e-4, 3.1e-4, 5.7e-4)])
+def test_a_single_value_has_no_colour_bar(tmp_path: Path, rates: tuple[float, ...]) -> None:
+    assert len(searched_map(tmp_path, list(zip((8, 16, 8, 16), rates, strict=True)), [1.5] * 4).axes) == 1
+
+
+def test_the_value_of_a_cell_is_read_on_its_dark_ground_also_where_it_is_the_only_one(tmp_path: Path) -> None:
+    grid = [(rank, rate) for rank in (8, 16) for rate in (1e-4, 2e-4)]
+    texts = searched_map(tmp_path, grid, [1.5] * 4).axes[0].texts
+    assert {text.get_color() for text in texts} == {"white"}
+
+
 def test_labels_that_would_run_into_each_other_are_left_out() -> None:
     assert spaced(["8", "16", "32", "64"], [3, 4, 5, 6]) == ["8", "16", "32", "64"]
     assert spaced(["2.59e-5", "3.49e-5", "8.54e-4"], [0, 0.1, 1]) == ["2.59e-5", "", "8.54e-4"]
@@ -321,6 +356,74 @@ def test_a_run_has_a_page_with_its_text_escaped(tmp_path: Path) -> None:
     assert "python -m medreason.train experiments=quickstart lora.r=8" in page
     assert ["train_documents", "19,000"] in rows_of(page, "Data") and ["torch", "2.11"] in rows_of(page, "Made with")
     assert (run / "report" / "curves.png").is_file() and page.count("data:image/png") == 1
+
+
+def answered_run(folder: Path, **results: float) -> Path:
+    """A run with two sample answers: one right after training, one wrong and cut."""
+    results = {"steps": 20, "monitored": 1.2, **results}
+    run = write_run(folder, {"lora.r": 8}, [1.4, 1.2], results=results, device="NVIDIA H100")
+    right = {"question": "Q1?", "answer": "Stage 3a", "before": "No idea", "after": "<think>\nx\n</think>\n\nstage 3a"}
+    wrong = {"question": "Q2?", "answer": "Stage 1", "after": "<think>\nx\n</think>\n\nStage", "cut": {"after": True}}
+    (run / "samples.json").write_text(json.dumps([right, wrong]))
+    return run
+
+
+def test_answers_are_marked_right_or_wrong_in_words_where_they_can_be_checked_and_cut_ones_as_cut(
+    tmp_path: Path,
+) -> None:
+    page = written(answered_run(tmp_path / "exact", accuracy_after=0.5))
+    part = page.partition("<h2>Held-out questions</h2>")[2]
+    marks = re.findall(r'class="mark (\w+)">(.*?)</span>', part)
+    assert marks == [("wrong", "✗ wrong"), ("right", "✓ right"), ("wrong", "✗ wrong"), ("cut", "✂ cut off")]
+    assert "Before training: 0 of 1 right. After training: 1 of 2 right, 1 of 2 cut off" in part
+    free = written(answered_run(tmp_path / "free")).partition("<h2>Held-out questions</h2>")[2]
+    assert re.findall(r'class="mark (\w+)"', free) == ["cut"] and "Not marked as right or wrong" in free
+
+
+def test_a_run_shows_its_evaluations_with_intervals_and_what_guessing_scores(tmp_path: Path) -> None:
+    run = answered_run(tmp_path / "run")
+    score = {"questions": 200, "accuracy": 0.49, "interval": [0.4216, 0.5588], "chance": 0.25, "cut": 3}
+    loss = {"questions": 20, "cut": 0, "loss": {"mean": 1.2, "interval": [1.1, 1.3]}}
+    found = {
+        "scores": {"med<qa": score, "held_out": loss, "odd": "x", "odder": {"accuracy": "y", "interval": 3}},
+        "against": "BASE", "differences": {"med<qa": {"in_words": "7.0 points better"}},
+    }  # fmt: skip
+    for name, content in (("likelihood", json.dumps(found)), ("generate", None), ("broken", '{"scor')):
+        folder = run / "evaluation" / name
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text("{}")
+        (folder / "medqa.jsonl").write_text('{"id": "1"}\n{"id": "2"}\n{"id')
+        if content is not None:
+            (folder / "scores.json").write_text(content)
+    page = written(run)
+    assert rows_of(page, "Evaluations") == [
+        ["likelihood", "med&lt;qa", "49.0%", "42.2% to 55.9%", "200", "25.0%", "3"],
+        ["likelihood", "held_out", "1.200 nats a token", "1.100 to 1.300", "20", "", ""],
+        ["likelihood", "odd", "", "", "", "", ""],
+        ["likelihood", "odder", "", "", "", "", ""],
+    ]
+    assert "likelihood, med&lt;qa, against BASE: 7.0 points better." in page
+    assert "generate: not finished, 2 answers so far" in page
+
+
+def test_the_next_commands_are_those_that_the_run_can_carry_out(tmp_path: Path) -> None:
+    run = answered_run(tmp_path / "run")
+    assert "<h2>Next</h2>" not in written(run), "it has no adapter"
+    (run / "adapter").mkdir()
+    page = written(run)
+    commands = re.findall(r"python -m (medreason\.\w+)", page.partition("<h2>Next</h2>")[2].partition("<h2>")[0])
+    assert commands == ["medreason.evaluate", "medreason.chat", "medreason.export"]
+    stopped = write_run(tmp_path / "stopped", {"lora.r": 8}, [1.4], "interrupted")
+    (stopped / "checkpoints").mkdir()
+    (stopped / "checkpoints" / "last.ckpt").touch()
+    assert f"medreason.train resume={stopped}" in written(stopped)
+
+
+@pytest.mark.parametrize(("device", "shown"), [("NVIDIA H100 80GB HBM3", True), ("CPU, 8 threads", False)])
+def test_peak_gpu_memory_is_told_of_a_run_on_a_gpu_alone(tmp_path: Path, device: str, shown: bool) -> None:
+    results = {"steps": 20, "monitored": 1.2, "peak_memory_gib": 3.21}
+    run = write_run(tmp_path / "run", {"lora.r": 8}, [1.4, 1.2], results=results, device=device)
+    assert ("peak GPU memory" in written(run)) is shown
 
 
 def test_a_run_that_died_at_once_still_has_a_page(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_logs_the_same_numbers_bit_for_bit
     del whole["val/loss"]["0"]  # measured before training; the killed run has it, as it had steps 0 to 7
     resumed["val/loss"].pop("0", None)
     assert resumed == whole
+    assert json.loads((runs / "resumed" / "run.json").read_text())["resumed_at"] == [8], "marked in curves.png"
 
 
 def test_a_run_stopped_by_ctrl_c_saves_its_step_and_goes_on_with_the_command_it_says(

@@ -16,6 +16,9 @@ def test_held_out_questions_are_answered_at_validations_within_their_share_of_th
         assert said.returncode == 0, said.stderr[-3000:]
     samples = json.loads((often / "samples.json").read_text())
     assert len(samples) == 2 and all(set(sample["during"]) == {"3", "6"} for sample in samples)
+    whens = {"before", "3", "6", "after"}
+    assert all(set(sample["cut"]) == whens and all(isinstance(one, bool) for one in sample["cut"].values())
+               for sample in samples)  # fmt: skip
     rows = read_metrics(often / "metrics.csv")
     assert len(series(rows, "val/format")[1]) == len(series(rows, "val/tokens")[1]) == 2
     results = json.loads((often / "run.json").read_text())["results"]

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from medreason.score_table import MEASURES
+from medreason.score_table import MEASURES, picture
 from medreason.scores import compare, summarize
+from medreason.tasks import Question, chance
 
 
 def choice(identity: str, gold: str | None, chosen: str | None, **more: Any) -> dict[str, Any]:
@@ -73,3 +74,43 @@ def test_an_open_question_counts_only_for_the_form_of_its_answer() -> None:
     found = summarize(records)
     assert found["format"]["accuracy"] == 0.5 and "accuracy" not in found
     assert compare(records, records) is None
+
+
+def evaluated(right: int, *, chance: float | None, subjects: int = 0) -> dict[str, Any]:
+    records = [choice(str(i), "A", "A" if i < right else "B", subject=f"s{i % max(1, subjects)}") for i in range(40)]
+    return summarize(records) | {"chance": chance}
+
+
+def test_a_picture_of_scores_has_a_title_a_line_for_guessing_and_the_other_model_beside() -> None:
+    ours = {"medqa": evaluated(20, chance=0.25), "pubmedqa": evaluated(30, chance=1 / 3, subjects=2)}
+    alone = {"scores": ours, "evaluated": {"run": "/x/my_run", "base": False, "method": "likelihood"}}
+    figure = picture(alone)
+    assert figure is not None and figure.get_suptitle() == "my_run, letters by probability"
+    axes = figure.axes[0]
+    assert len(axes.patches) == 4, "a bar a benchmark, and one for each of two subjects"
+    guessing = [list(line.get_xdata()) for line in axes.lines if line.get_linestyle() == "--"]
+    assert guessing == [[25, 25], [pytest.approx(100 / 3)] * 2]
+
+    base = {"evaluated": {"run": "/x/my_run", "model": "org/base_7b", "base": True, "method": "generate"}}
+    theirs = {"medqa": evaluated(10, chance=None), "pubmedqa": evaluated(8, chance=None, subjects=2)}
+    beside = picture(alone | {"others": base | {"scores": theirs}})
+    assert beside is not None
+    widths = [round(bar.get_width()) for bar in beside.axes[0].patches]
+    assert widths[:4] == [50, 25, 75, 20]
+    labels = [text.get_text() for text in beside.legends[0].get_texts()]
+    assert labels == [
+        "my_run, letters by probability", "against: base_7b without an adapter, in writing", "guessing",
+    ]  # fmt: skip
+    assert all(bool(bar.get_hatch()) == (place % 2 == 1) for place, bar in enumerate(beside.axes[0].patches))
+
+
+def test_losses_and_benchmarks_without_options_have_no_bar_and_no_line_for_guessing() -> None:
+    assert picture({"scores": {"held_out": summarize([losing("a", 1.0, 1)])}}) is None
+    figure = picture({"scores": {"cases": evaluated(20, chance=None)}})
+    assert figure is not None and not [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+
+
+def test_guessing_is_right_once_in_as_many_options_as_there_are() -> None:
+    two, four = (Question("a", "?", dict.fromkeys("ABCD"[:count], "x"), "A", "", "") for count in (2, 4))
+    assert chance([two, four]) == pytest.approx(0.375)
+    assert chance([]) is None and chance([two, Question("b", "?", {}, "text", "", "")]) is None
