@@ -17,6 +17,7 @@ from medreason.outside import one_line
 COMMANDS = {
     "data": "show what training will see: rows read, rejected, repeated",
     "train": "fine-tune with LoRA; with --multirun or sweeps=NAME, a sweep",
+    "runs": "list runs and sweeps; clean=list names what can go",
     "report": "a run or a sweep as one page: DIR/report.html",
     "dashboard": "lay out a W&B workspace for runs with logger=wandb",
     "evaluate": "how well a run's model, or any other, answers benchmarks",

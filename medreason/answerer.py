@@ -1,7 +1,6 @@
 """Who answers: a run of this project, an adapter in PEFT's format, or a model alone."""
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from medreason.config import Checkpoint, ConfigError, Format, LoraConfig, Precis
 from medreason.hub import NotAllowed, hub_name
 from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
 from medreason.prompts import FORMATS
-from medreason.run_directory import adapter_of, read_json, run_config
+from medreason.run_directory import adapter_of, folder_name, read_json, run_config
 from medreason.sources import needs_hub
 
 # settings of LoRA that are always these here
@@ -132,7 +131,7 @@ def of_model(given: str) -> Answerer:
         raise ConfigError(
             f"run={given}: no run directory, adapter or model there; name the folder that medreason.train wrote"
         )
-    return Answerer(alone(given), None, None, Path("runs") / re.split("[/:]", given.rstrip("/"))[-1])
+    return Answerer(alone(given), None, None, Path("runs") / folder_name(given))
 
 
 def alone(model: str) -> TrainConfig:

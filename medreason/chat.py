@@ -5,8 +5,10 @@ question --prompts, with earlier turns--> AnswerStream --split_stream--> reasoni
 
 import os
 import sys
+import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from medreason.answerer import Answerer, find_answerer, questions_of
@@ -34,9 +36,12 @@ class Speaker:
     max_new_tokens: int
     temperature: float
 
-    def ask(self, conversation: Conversation, question: str) -> Generator[Piece]:
+    def ask(
+        self, conversation: Conversation, question: str, temperature: float | None = None, *, base: bool = False
+    ) -> Generator[Piece]:
         """The answer's pieces as they come. At their end, or where they are left, the conversation has the turn.
 
+        `base` has the model answer as it was before training.
         Raises ConfigError, before any piece, for a question that is too long.
         """
 
@@ -45,21 +50,33 @@ class Speaker:
 
         room = min(self.max_new_tokens, self.context_tokens // 2)
         prompt = fit(conversation, tokens_of, context_tokens=self.context_tokens, answer_tokens=room)
-        return self.answer(conversation, question, prompt)
+        warmth = self.temperature if temperature is None else temperature
+        return self.answer(conversation, question, prompt, warmth, base)
 
-    def answer(self, conversation: Conversation, question: str, prompt: list[int]) -> Generator[Piece]:
+    @property
+    def has_base(self) -> bool:
+        """Whether the model before training can answer too: an adapter can be left out, a merged one cannot."""
+        return hasattr(self.model, "disable_adapter")
+
+    def answer(
+        self, conversation: Conversation, question: str, prompt: list[int], temperature: float, base: bool
+    ) -> Generator[Piece]:
         from medreason.stream import AnswerStream
 
         opened = opens_reasoning(self.tokenizer, self.style)
         limit = min(self.max_new_tokens, self.context_tokens - len(prompt))
-        stream = AnswerStream(self.model, self.tokenizer, prompt, max_new_tokens=limit, temperature=self.temperature)
-        ending: Ending = "stopped"
-        try:
-            yield from split_stream(stream, self.style, opened=opened)
-            ending = "cut" if stream.cut else "whole"
-        finally:
-            conversation.turns.append(Turn.of(question, stream.text, self.style, ending, opened=opened))
-            stream.stop()
+        with self.model.disable_adapter() if base else nullcontext():
+            started = time.monotonic()
+            stream = AnswerStream(self.model, self.tokenizer, prompt, max_new_tokens=limit, temperature=temperature)
+            ending: Ending = "stopped"
+            try:
+                yield from split_stream(stream, self.style, opened=opened)
+                ending = "cut" if stream.cut else "whole"
+            finally:
+                turn = Turn.of(question, stream.text, self.style, ending, opened=opened)
+                tokens = len(self.tokenizer(stream.text, add_special_tokens=False).input_ids)
+                conversation.turns.append(replace(turn, tokens_per_second=tokens / (time.monotonic() - started)))
+                stream.stop()
 
 
 def chat(config: ChatConfig) -> None:
@@ -68,11 +85,12 @@ def chat(config: ChatConfig) -> None:
     with kept_log((answerer.folder if answerer.folder.is_dir() else cache_folder()) / "chat.log"):
         speaker = load_speaker(config, answerer)
     if config.page:
-        from medreason.chat_page import open_page
+        from medreason.chat_page import Page, open_page
 
         say(f"the page: http://{config.host}:{config.port} (Ctrl-C ends it)")
         samples = questions_of(answerer.folder, SAMPLES)
-        open_page(speaker.ask, title, samples, stands_alone(speaker.style), config.host, config.port)
+        page = Page(speaker.ask, title, samples, stands_alone(speaker.style), config.temperature, speaker.has_base)
+        open_page(page, config.host, config.port)
     else:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         from medreason.chat_terminal import Terminal, typed_lines

@@ -2,12 +2,14 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 from medreason.config import ConfigError
-from medreason.conversation import NOTICE, Ask, Conversation, Piece, Turn, words
+from medreason.conversation import NOTICE, Conversation, Piece, Turn, words
+from medreason.outside import markdown
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it reports usage home otherwise, when it is imported
 import gradio as gr
@@ -18,38 +20,67 @@ CSS = """
 .example-content { max-height: 8em; overflow: hidden; }
 footer { display: none !important; }
 """
+NOTHING = "\u2060"  # a word joiner: no width, no break; where it stands, no tag and no image begins
 FONTS = ["system-ui", "sans-serif"]  # nothing is fetched from elsewhere
 
 
-def open_page(ask: Ask, title: str, samples: list[str], alone: bool, host: str, port: int) -> None:
+@dataclass(frozen=True)
+class Page:
+    """What a page asks and says."""
+
+    ask: Callable[..., Generator[Piece]]  # conversation, question, temperature; base=True: the model before training
+    title: str
+    samples: list[str]
+    alone: bool  # the model is told no earlier turns
+    temperature: float  # that it begins with
+    has_base: bool  # whether the model before training can be asked
+
+
+def open_page(page: Page, host: str, port: int) -> None:
     """Serves the page until Ctrl-C."""
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
     theme = gr.themes.Default(font=FONTS, font_mono=["ui-monospace", "monospace"])
-    page(ask, title, samples, alone).launch(server_name=host, server_port=port, theme=theme, css=CSS, quiet=True)
+    blocks(page).launch(server_name=host, server_port=port, theme=theme, css=CSS, quiet=True)
 
 
-def page(ask: Ask, title: str, samples: list[str], alone: bool) -> Any:
-    """The page, not yet open. `alone`: the model is told no earlier turns."""
+def blocks(page: Page) -> Any:
+    """The page as Gradio's blocks, not yet open."""
 
-    def answer(question: str, history: list[dict[str, Any]]) -> Iterator[list[Any]]:
+    def answer(
+        question: str, history: list[dict[str, Any]], temperature: float, compare: bool
+    ) -> Iterator[tuple[list[Any], str]]:
         conversation = Conversation(turns_of(history))
+        before = Conversation(list(conversation.turns))
         try:
-            pieces = ask(conversation, question)
+            pieces = page.ask(conversation, question, temperature)
+            base = page.ask(before, question, temperature, base=True) if compare else None
         except ConfigError as error:
             raise gr.Error(str(error), print_exception=False) from error
         if conversation.dropped:
             gr.Info("Too long a conversation: the model no longer sees the oldest turns.")
         with closing(pieces):
-            yield from messages(pieces)
+            for shown in messages(pieces):
+                yield shown, ""
         turn = conversation.turns[-1]
         if turn.ending == "cut":
             gr.Info("The answer was cut: max_new_tokens is reached.", duration=5)
-        yield said(turn.reasoning, turn.answer or "*(no answer)*", thinking=False)
+        own = said(turn.reasoning, turn.answer or "*(no answer)*", thinking=False)
+        yield own, speed(turn)
+        if base is not None:
+            with closing(base):
+                for text in grown(base):
+                    yield [*own, untrained(text, done=False)], speed(turn)
+            theirs = before.turns[-1]
+            text = f"{theirs.reasoning}\n\n{theirs.answer}".strip() or "(no answer)"
+            yield [*own, untrained(text, done=True)], f"{speed(turn)}; before training {speed(theirs)}"
 
-    with gr.Blocks(title=f"medreason: {title}", fill_height=True, analytics_enabled=False) as blocks:
-        gr.Markdown(f"### medreason: {title}")
+    with gr.Blocks(title=f"medreason: {page.title}", fill_height=True, analytics_enabled=False) as made:
+        gr.Markdown(f"### medreason: {markdown(page.title)}")
         notice = f"**{NOTICE}** Do not enter data of real patients."
-        gr.Markdown(notice + (" Each question stands alone." if alone else ""), elem_id="notice")
+        gr.Markdown(notice + (" Each question stands alone." if page.alone else ""), elem_id="notice")
+        temperature = gr.Slider(0, 2, page.temperature, step=0.1, label="Temperature (0: always the likeliest token)")
+        compare = gr.Checkbox(False, label="Also ask the model before training", visible=page.has_base)
+        fast = gr.Markdown("")
         gr.ChatInterface(
             answer,
             chatbot=gr.Chatbot(
@@ -60,12 +91,43 @@ def page(ask: Ask, title: str, samples: list[str], alone: bool) -> Any:
                 feedback_options=None,
                 placeholder="Ask a medical question.",
             ),
-            examples=samples,
+            examples=[[sample, page.temperature, False] for sample in page.samples],
+            additional_inputs=[temperature, compare],
+            additional_outputs=[fast],
             run_examples_on_click=False,
             flagging_mode="never",
             api_name="chat",
         )
-    return blocks
+    return made
+
+
+def speed(turn: Turn) -> str:
+    return "" if turn.tokens_per_second is None else f"{turn.tokens_per_second:,.1f} tokens per second"
+
+
+def grown(pieces: Iterable[Piece]) -> Iterator[str]:
+    """A text as it grows, reasoning and answer in one."""
+    text, last = "", None
+    for kind, piece in pieces:
+        text += ("\n\n" if last not in (None, kind) else "") + piece
+        last = kind
+        yield text
+
+
+def untrained(text: str, *, done: bool) -> Any:
+    """What the model before training says: under a title of its own, so that no later turn is told it as an answer."""
+    title = "The model before training"
+    return gr.ChatMessage(harmless(text), metadata={"title": title, "status": "done" if done else "pending"})
+
+
+def harmless(text: str) -> str:
+    """An answer as the page may show it: an image or an element that it names is read, not fetched or obeyed."""
+    return text.replace("![", f"!{NOTHING}[").replace("<", f"<{NOTHING}")
+
+
+def as_said(shown: str) -> str:
+    """An answer as the model gave it, of what the page shows."""
+    return shown.replace(NOTHING, "")
 
 
 def messages(pieces: Iterable[Piece]) -> Iterator[list[Any]]:
@@ -84,8 +146,10 @@ def said(reasoning: str, answer: str, *, thinking: bool) -> list[Any]:
     shown = []
     if reasoning:
         title = "Reasoning" if thinking else f"Reasoning, {words(reasoning)}"
-        shown.append(gr.ChatMessage(reasoning, metadata={"title": title, "status": "pending" if thinking else "done"}))
-    return [*shown, gr.ChatMessage(answer)] if answer else shown
+        shown.append(
+            gr.ChatMessage(harmless(reasoning), metadata={"title": title, "status": "pending" if thinking else "done"})
+        )
+    return [*shown, gr.ChatMessage(harmless(answer))] if answer else shown
 
 
 def turns_of(history: list[dict[str, Any]]) -> list[Turn]:
@@ -95,7 +159,7 @@ def turns_of(history: list[dict[str, Any]]) -> list[Turn]:
         if message["role"] == "user":
             turns.append(Turn(text_of(message), "", "", "whole"))
         elif turns and not (message.get("metadata") or {}).get("title"):
-            turns[-1] = Turn(turns[-1].question, "", text_of(message), "whole")
+            turns[-1] = Turn(turns[-1].question, "", as_said(text_of(message)), "whole")
     return turns
 
 

@@ -33,6 +33,7 @@ from medreason import resume
 from medreason.cache import cache_folder
 from medreason.config import DOLLAR, ConfigError, RunFailed, SearchConfig, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
+from medreason.named_runs import NAMES, find_run
 from medreason.other_names import foreign
 from medreason.outside import one_line
 from medreason.overrides import (
@@ -40,14 +41,18 @@ from medreason.overrides import (
     agents_settings,
     as_meant,
     given_overrides,
+    override,
     printable,
     quoted,
     shell_word,
     spelled,
 )
 from medreason.progress import speak_safely
+from medreason.run_directory import folder_name
 from medreason.settings_help import Setting, choices, describe, only, page, root, sections, told_section
 from medreason.storage import SETTING, begin_again, hidden, keep, public
+
+OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)  # of conf/train.yaml
 
 Config = TypeVar("Config")
 SEVERAL = re.compile("requires --multirun|Ambiguous value for argument")  # what Hydra says of a sweep that is none
@@ -79,7 +84,8 @@ def command(
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         refuse(name, error, schema)
     if schema is TrainConfig:  # elsewhere, folders beside conf/ would pass for config groups: benchmarks=[medqa]
-        Plugins.instance().register(NamedRuns)
+        if "--hydra-help" not in sys.argv:  # it lists every folder below, .venv included
+            Plugins.instance().register(NamedRuns)
         if plugins is not None:
             plugins()
         elif swept := next((word for word in given_overrides() if word.startswith("sweeps=")), None):
@@ -195,6 +201,14 @@ def check_words(schema: type) -> None:
             raise ConfigError(f"{word}: no setting; write experiments={word}")
 
 
+def settle_run(word: str, schema: type) -> str:
+    """run=last and run=best as the folder that they name; any other word as it is. Raises ConfigError for none."""
+    name, _, value = word.partition("=")
+    if name != "run" or value not in NAMES or "run" not in {field.name for field in fields(schema)}:
+        return word
+    return override("run", find_run(value))
+
+
 def settle_words(schema: type) -> None:
     """Makes of the command line what it is meant to be, before Hydra reads it. Raises ConfigError where it cannot be.
 
@@ -204,7 +218,13 @@ def settle_words(schema: type) -> None:
     secret = {word: settled for word in given if (settled := without_password(word)) != word}
     if secret:
         begin_again(secret)
-    changed = dict(zip(given_overrides(), (as_meant(secret.get(word, word), schema) for word in given), strict=True))
+    changed = dict(
+        zip(
+            given_overrides(),
+            (as_meant(settle_run(secret.get(word, word), schema), schema) for word in given),
+            strict=True,
+        )
+    )
     sys.argv[1:] = [changed.get(word, word) for word in sys.argv[1:]]
 
 
@@ -273,6 +293,8 @@ def refuse(name: str, error: Exception, schema: type) -> NoReturn:
 def discard(run: Path) -> None:
     """Removes a run directory in which nothing but Hydra's own record, a lock, and a log of the mistake stand yet."""
     entries = {entry.name for entry in run.iterdir()}
+    if not entries and run != Path.cwd():  # of a command that keeps no record of Hydra's
+        run.rmdir()
     if ".hydra" in entries and entries <= {".hydra", ".lock", "train.log"}:
         shutil.rmtree(run)
 

@@ -665,6 +665,24 @@ class ChatConfig:
         self.run = place("run", self.run)
 
 
+class Clean(Enum):
+    """What becomes of folders that hold nothing: runs that ended before their first step, and empty ones."""
+
+    list = "list"  # they are named
+    remove = "remove"  # they are removed
+
+
+@dataclass
+class RunsConfig:
+    folder: str  # that runs and sweeps lie in
+    trials: bool  # a sweep's runs one by one
+    clean: Clean | None  # name or remove folders that hold nothing; null: list runs
+
+    def __post_init__(self) -> None:
+        check(bool(self.folder), "folder", "name a folder", self.folder)
+        self.folder = place("folder", self.folder)
+
+
 @dataclass
 class ServeConfig:
     run: str | None  # a run directory: its export_merged (_last) is served, and made where there is none

@@ -6,6 +6,7 @@ from typing import Literal
 
 from medreason.config import ConfigError, Format
 from medreason.json_lines import json_lines
+from medreason.outside import markdown
 from medreason.prompts import marks, parse_answer
 
 Kind = Literal["reasoning", "answer"]
@@ -60,6 +61,7 @@ class Turn:
     reasoning: str
     answer: str
     ending: Ending
+    tokens_per_second: float | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, question: str, text: str, style: Format, ending: Ending, *, opened: bool = False) -> "Turn":
@@ -106,20 +108,26 @@ def fit(
 
 
 def as_json_lines(turns: Iterable[Turn]) -> str:
-    return json_lines(asdict(turn) for turn in turns)
+    """A turn a line, but for its speed, which is not part of what was said."""
+    said = (asdict(turn) for turn in turns)
+    return json_lines({key: value for key, value in each.items() if key != "tokens_per_second"} for each in said)
 
 
 def as_markdown(turns: Iterable[Turn], title: str, notice: str) -> str:
-    """A page with the reasoning folded."""
-    parts = [f"# {title}\n\n{notice}\n"]
+    """A page with the reasoning folded. What was said is text on it, whatever marks it holds."""
+    parts = [f"# {markdown(title)}\n\n{notice}\n"]
     for turn in turns:
-        parts.append(f"\n## {' '.join(turn.question.split())}\n")
+        parts.append(f"\n## {markdown(turn.question, len(turn.question))}\n")
         if turn.reasoning:
-            parts.append(
-                f"\n<details><summary>Reasoning, {words(turn.reasoning)}</summary>\n\n{turn.reasoning}\n\n</details>\n"
-            )
-        parts.append(f"\n{turn.answer or '(no answer)'}\n")
+            summary = f"<summary>Reasoning, {words(turn.reasoning)}</summary>"
+            parts.append(f"\n<details>{summary}\n\n{lines(turn.reasoning)}\n\n</details>\n")
+        parts.append(f"\n{lines(turn.answer) or '(no answer)'}\n")
     return "".join(parts)
+
+
+def lines(text: str) -> str:
+    """Text as Markdown that renders as this text, line by line."""
+    return "\n".join(markdown(line, len(line)) for line in text.split("\n"))
 
 
 def words(text: str) -> str:

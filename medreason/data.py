@@ -1,9 +1,11 @@
 """python -m medreason.data: what training will see, before any model is loaded.
 
 Takes every setting of `python -m medreason.train`. Prints what was read, rejected, repeated and contaminated, how long
-documents are, how rows are packed, and rows as a model reads them; leaves data.json, data.png and rows.html.
+documents are, how rows are packed, and rows as a model reads them; hydra.run.dir=DIR has data.json, data.png and
+rows.html in DIR.
 """
 
+import html
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
 from medreason.command import command
@@ -37,9 +40,27 @@ ROWS_SHOWN, ROWS_WRITTEN, ROWS_DRAWN = 2, 5, 16
 SHOWN_CHARACTERS = 400  # of each part of a document, in the terminal; rows.html holds them whole
 
 
+# Colours that people tell apart whatever their eyes (Okabe and Ito 2008), dark enough for text on white; weight and a
+# line beneath say the same without any.
+COLOURS = TerminalTheme(
+    (255, 255, 255),
+    (30, 30, 30),
+    [(0, 0, 0), (213, 94, 0), (178, 72, 0), (122, 92, 0), (0, 82, 136), (150, 60, 120), (0, 82, 136), (110, 110, 110)],
+)
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light">
+<title>Training rows</title><style>
+{stylesheet}
+body {{ color: {foreground}; background: {background}; font-family: system-ui, sans-serif; margin: 2em; }}
+pre {{ font-family: ui-monospace, monospace; line-height: 1.4; white-space: pre-wrap; }}
+</style></head><body>HEADING<pre><code>{code}</code></pre></body></html>
+"""
+
+
 def show(config: TrainConfig) -> None:
     """Reads, checks, tokenizes and packs as training would, and shows it."""
-    run = Path(HydraConfig.get().runtime.output_dir)
+    asked = Path(HydraConfig.get().runtime.output_dir)
+    folder = None if asked == Path.cwd() else asked  # hydra.run.dir=DIR
     check_model_path(config.model)
     settle_hub(config.model, needs_hub(config.data))
     check_hub_model(config.model)
@@ -52,9 +73,10 @@ def show(config: TrainConfig) -> None:
     tokenizer = load_tokenizer(config.model)
     data = prepare(config, split, tokenizer, say)
     counts = data.report() | {"steps_per_epoch": data.total_steps(1, -1)}
-    write_json(run / "data.json", data.corpus_report() | {"left_out": split.left_out, "packing": counts})
-    draw(data, run / "data.png")
-    write_rows(data, config.data.format, run / "rows.html")
+    if folder is not None:
+        write_json(folder / "data.json", data.corpus_report() | {"left_out": split.left_out, "packing": counts})
+        draw(data, folder / "data.png")
+        write_rows(data, config.data.format, folder / "rows.html")
 
     console = Console(highlight=False)
     print_rows_read(console, data.corpus_report(), split.left_out)
@@ -62,10 +84,10 @@ def show(config: TrainConfig) -> None:
     print_packing(console, counts)
     print_lengths(console, [len(document) for document in data.loaders["train"].documents])
     print_rows(console, data, config.data.format, ROWS_SHOWN, SHOWN_CHARACTERS)
-    console.print(
-        literal(f"picture: {run / 'data.png'}; rows in full: {run / 'rows.html'}; everything: {run / 'data.json'}"),
-        soft_wrap=True,
-    )
+    written = "hydra.run.dir=DIR keeps this: a picture, rows in full, every number"
+    if folder is not None:
+        written = f"picture: {folder}/data.png; rows in full: {folder}/rows.html; everything: {folder}/data.json"
+    console.print(literal(written), soft_wrap=True)
 
 
 def shown(text: str) -> str:
@@ -154,8 +176,8 @@ def print_rows(
     """The first rows of the first epoch, decoded from their tokens: prompt dimmed (no loss), reasoning, answer."""
     loader = data.loaders["train"]
     console.print(
-        "[dim]prompt: read, not learned[/]   [cyan]reasoning: learned[/]   [green]answer: learned[/]   "
-        "[magenta]control tokens[/]"
+        "[dim]prompt: read, not learned[/]   [cyan]reasoning: learned[/]   [bold green]answer: learned[/]   "
+        "[underline magenta]control tokens[/]"
     )
     for number, row in enumerate(loader.order(0)[:rows], 1):
         members = [loader.documents[member] for member in loader.rows[row]]
@@ -180,8 +202,10 @@ def document_text(document: "Document", tokenizer: Any, style: Format, character
     text = Text()
     text.append(shorten(prompt, characters), "dim")
     text.append(shorten(reasoning + closed, characters), "cyan")
-    text.append(shorten(answer, characters), "green")
-    text.highlight_words([token for token in tokenizer.all_special_tokens if token in prompt + completion], "magenta")
+    text.append(shorten(answer, characters), "bold green")
+    text.highlight_words(
+        [token for token in tokenizer.all_special_tokens if token in prompt + completion], "underline magenta"
+    )
     return text
 
 
@@ -196,10 +220,14 @@ def write_rows(data: "MedicalReasoningData", style: Format, path: Path) -> None:
     """The first rows, whole, as a page."""
     import io
 
-    console = Console(record=True, file=io.StringIO(), width=120, highlight=False)
+    console = Console(record=True, file=io.StringIO(), width=120, highlight=False, color_system="truecolor")
     print_rows(console, data, style, ROWS_WRITTEN, None)
+    title = f"{ROWS_WRITTEN} of {len(data.loaders['train'].rows):,} training rows, as the model reads them"
+    about = f"{data.split.corpus.source}; tokenizer of {data.tokenizer.name_or_path}; format {style.value}"
+    heading = "".join(f"<{tag}>{html.escape(visible(text))}</{tag}>" for tag, text in (("h1", title), ("p", about)))
+    page = PAGE.replace("HEADING", heading.replace("{", "{{").replace("}", "}}"))
     with whole_file(path) as draft:
-        console.save_html(str(draft))
+        draft.write_text(console.export_html(theme=COLOURS, code_format=page), encoding="utf-8")
 
 
 def draw(data: "MedicalReasoningData", path: Path) -> None:

@@ -30,6 +30,7 @@ PLAIN = re.compile(r"[A-Za-z0-9_./:@+-]+")
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 DATA_FILES = (".json", ".jsonl", ".parquet", ".csv", ".tsv", ".gz", ".zst", ".bz2", ".xz")
 LISTS = (list[str], list[float], list[str] | None)
+WHOLE = (int, int | None)
 LISTED = ("lora.target_modules",)  # a list, or a text
 TEXT, NUMBER = (str, str | None), (int, float, bool, int | None, float | None)
 
@@ -147,6 +148,8 @@ def as_meant(word: str, schema: type) -> str:
         more = override("data.mix", [{"path": path} for path in files[1:]])
         one = f"{shell_word(override(name, files[0]))} {shell_word(more)}"
         raise ConfigError(f"data.path names one file or folder; further ones are mixed with it: {one}")
+    if kind in WHOLE and equals and not entry.is_sweep_override():
+        return f"{name}={whole(name, entry.value(), value)}"
     if kind not in TEXT or not equals or entry.is_sweep_override():
         return word
     read = entry.value()
@@ -155,6 +158,15 @@ def as_meant(word: str, schema: type) -> str:
     if name in HYDRA_TEXTS[:4] and isinstance(read, str) and read.startswith("~"):
         return f"{name}={spelled(place(name, read))}"
     return word
+
+
+def whole(name: str, read: Any, value: str) -> str:
+    """The value of a setting that is a whole number, `1e3` as 1000. Raises ConfigError for one that is none."""
+    if isinstance(read, float):
+        if not read.is_integer():  # infinity and NaN are none either
+            raise ConfigError(f"{name.lstrip('+')} must be a whole number, got {value}")
+        return str(int(read))
+    return value
 
 
 def as_list(value: str, entry: Override) -> str:

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,12 @@ COLUMNS = (  # in the order into which Lightning sorts them
     "train/targets_per_second", "train/tokens", "train/tokens_per_second", "val/accuracy", "val/format", "val/loss",
     "val/time_share", "val/tokens",
 )  # fmt: skip
+
+
+def folder_name(model: str | None) -> str:
+    """What a folder is called after a model: the last part of its path, of its name on the hub or of embedded:NAME."""
+    last = re.split(r"[/:\\]", str(model or "").rstrip("/"))[-1]
+    return re.sub(r"[^\w.-]+", "-", last).strip(".-") or "model"
 
 
 def nearby(run: Path) -> str:

@@ -1,6 +1,7 @@
 """A chat with a tiny run that knows one answer: in the terminal and on the page."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -247,17 +248,20 @@ def test_the_page_without_its_extra_says_what_to_install(taught_run: Path, monke
 def test_the_page_streams_an_answer_with_its_reasoning_folded(speaker: Speaker) -> None:
     from gradio_client import Client
 
-    from medreason.chat_page import page
+    from medreason.chat_page import Page, blocks
 
-    blocks = page(speaker.ask, "run", [TAUGHT.question], alone=False)
-    _, url, _ = blocks.launch(prevent_thread_lock=True, quiet=True, server_port=free_port())
+    made = blocks(Page(speaker.ask, "run", [TAUGHT.question], False, 0.0, speaker.has_base))
+    _, url, _ = made.launch(prevent_thread_lock=True, quiet=True, server_port=free_port())
     try:
         client = Client(url, verbose=False)
-        job = client.submit(TAUGHT.question, api_name="/chat")
-        *_, (reasoning, answer) = job.result(timeout=60), job.outputs()[-1]
-        first = job.outputs()[0]
+        job = client.submit(TAUGHT.question, 0.0, True, api_name="/chat")
+        *_, ((reasoning, answer, untrained), speed) = job.result(timeout=60), job.outputs()[-1]
+        first = job.outputs()[0][0]
     finally:
-        blocks.close()
+        made.close()
+    assert untrained["metadata"]["title"] == "The model before training"
+    assert TAUGHT.answer not in untrained["content"], "the base was never taught it"
+    assert re.fullmatch(r"[\d.,]+ tokens per second; before training [\d.,]+ tokens per second", speed)
     assert first[0]["metadata"]["status"] == "pending", "open while it is written"
     assert reasoning["metadata"]["status"] == "done" and reasoning["metadata"]["title"] == "Reasoning, 8 words"
     assert reasoning["content"] == TAUGHT.reasoning and answer["content"] == TAUGHT.answer
@@ -276,9 +280,20 @@ def test_the_page_tells_the_model_earlier_answers_without_their_reasoning() -> N
     assert Conversation(turns_of(history)).told() == [("Why?", "Acidaemia.")]
 
 
-def test_the_page_says_in_its_first_words_what_it_is_not() -> None:
-    from medreason.chat_page import page
+def test_what_a_model_writes_fetches_nothing_on_the_page_and_is_told_to_it_as_it_wrote_it() -> None:
+    from medreason.chat_page import said, turns_of
 
-    shown = str(page(replies("", ""), "run", ["Why?"], alone=True).get_config_file())
+    answer = "See ![x](http://a.example/p.png) and <img src=http://a.example/q.png>, pH < 7.35"
+    shown = said(answer, answer, thinking=False)
+    for message in shown:
+        assert "![" not in message.content and "<img" not in message.content
+    history = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": shown[1].content}]
+    assert Conversation(turns_of(history)).told() == [("Why?", answer)]
+
+
+def test_the_page_says_in_its_first_words_what_it_is_not() -> None:
+    from medreason.chat_page import Page, blocks
+
+    shown = str(blocks(Page(replies("", ""), "run", ["Why?"], True, 0.0, False)).get_config_file())
     assert "not a medical device and no substitute for a clinician" in shown
     assert "Each question stands alone." in shown

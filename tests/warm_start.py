@@ -32,6 +32,7 @@ REAL_PYTHON = "MEDREASON_TEST_PYTHON"  # in the environment of the server and of
 # read when a command runs, not when a package is imported; any other difference from the server's starts Python itself
 READ_LATE = (
     *("MEDREASON_", "WANDB_", "HYDRA_", "MLFLOW_", "TRACKIO_", "COLAB_", "KAGGLE_", "PYTEST_", "CUDA_VISIBLE_DEVICES"),
+    *("GRADIO_", "HF_HUB_DISABLE_TELEMETRY"),  # set by imports of the tests themselves
     *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "KMP_"),
     *("LOCAL_", "RANK", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "NODE_RANK", "PL_"),
 )
@@ -45,7 +46,9 @@ WARM = (
 
 def imported(environment: dict[str, str]) -> dict[str, str]:
     """The part of an environment that an import may have read: a fork is no other process only if it is the same."""
-    return {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
+    same = {"PYTHONIOENCODING": "utf-8"}  # as a fork has it anyway
+    read = {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
+    return {name: value for name, value in read.items() if same.get(name) != value.lower()}
 
 
 # ---------------------------------------------------------------------------------------------------- for the tests
