@@ -261,14 +261,16 @@ def composed(*overrides: str) -> TrainConfig:
     In the middle of another command too, which Hydra itself would refuse.
     """
     Plugins.instance().register(NamedRuns)
+    outer, schema = GlobalHydra.get_state(), ConfigStore.instance().repo.get("schema.yaml")
     ConfigStore.instance().store(name="schema", node=TrainConfig)
-    outer = GlobalHydra.get_state()
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
             return load(hydra.compose("train", overrides=list(overrides)), TrainConfig)
     finally:
         GlobalHydra.set_state(outer)
+        if schema is not None:  # the next job of this command's multirun is composed by it
+            ConfigStore.instance().repo["schema.yaml"] = schema
 
 
 def swept_settings() -> dict[str, str]:

@@ -222,7 +222,8 @@ def write_rows(data: "MedicalReasoningData", style: Format, path: Path) -> None:
 
     console = Console(record=True, file=io.StringIO(), width=120, highlight=False, color_system="truecolor")
     print_rows(console, data, style, ROWS_WRITTEN, None)
-    title = f"{ROWS_WRITTEN} of {len(data.loaders['train'].rows):,} training rows, as the model reads them"
+    rows = len(data.loaders["train"].rows)
+    title = f"{min(ROWS_WRITTEN, rows)} of {rows:,} training rows, as the model reads them"
     about = f"{data.split.corpus.source}; tokenizer of {data.tokenizer.name_or_path}; format {style.value}"
     heading = "".join(f"<{tag}>{html.escape(visible(text))}</{tag}>" for tag, text in (("h1", title), ("p", about)))
     page = PAGE.replace("HEADING", heading.replace("{", "{{").replace("}", "}}"))

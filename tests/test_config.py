@@ -2,9 +2,10 @@ import resource
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from conftest import ROOT, composed, run_train
-from medreason.config import ConfigError
+from medreason.config import ConfigError, EvaluateConfig
 from medreason.run_directory import run_config
 
 QUICK = 9  # seconds of work, whatever else the machine has to do: about 3 on two cores; an import of Unsloth takes more
@@ -129,3 +130,11 @@ def test_the_composed_job_is_printed_in_seconds() -> None:
     assert said.returncode == 0
     assert "path: unsloth/mistral-7b-instruct-v0.3" in said.stdout
     assert work_of_children() - before < QUICK
+
+
+def test_a_training_run_composed_amid_another_command_leaves_it_its_own_schema() -> None:
+    store = ConfigStore.instance()
+    store.store(name="schema", node=EvaluateConfig)
+    mine = store.repo["schema.yaml"]
+    composed("model=tiny", "trainer=cpu")
+    assert store.repo["schema.yaml"] is mine

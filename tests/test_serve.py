@@ -119,15 +119,18 @@ def test_reasoning_and_answer_of_a_server_are_joined_as_the_model_wrote_them(
 
 
 def test_a_served_model_is_evaluated_and_writes_what_it_writes_here(
-    server: tuple[subprocess.Popen[str], str], taught_run: Path
+    server: tuple[subprocess.Popen[str], str], taught_run: Path, exported: Path, tmp_path: Path
 ) -> None:
-    asked = [f"run={taught_run}", "benchmarks=[clinical_cases]", "method=generate", "limit=5", "max_new_tokens=40"]
+    rows = [{"id": str(i), "question": f"{i} days ill?", "options": ["fever", "cough"], "answer": 0} for i in range(5)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [f"benchmarks=[{tmp_path}/own.jsonl]", "method=generate", "max_new_tokens=40"]
+    here = [f"run={exported}"]  # the same merged weights: rounding decides ties of the untaught
     texts = []
-    for name, more in (("generate_served", [f"server={server[1]}/v1", "batch=2"]), ("generate", [])):
-        said = run_command("evaluate", *asked, *more)
+    for name, more in (("served", [f"run={taught_run}", f"server={server[1]}/v1", "batch=2"]), ("here", here)):
+        said = run_command("evaluate", *asked, *more, f"output={tmp_path / name}")
         assert said.returncode == 0, said.stderr[-3000:]
         assert "HTTP Request" not in said.stdout + said.stderr  # one a question would bury how far it is
-        records = read_json_lines(taught_run / "evaluation" / name / "clinical_cases.jsonl")
+        records = read_json_lines(tmp_path / name / "own.jsonl")
         texts.append({record["id"]: record["text"] for record in records})
     assert texts[0] == texts[1] and len(texts[0]) == 5
 
