@@ -261,7 +261,7 @@ def composed(*overrides: str) -> TrainConfig:
     In the middle of another command too, which Hydra itself would refuse.
     """
     Plugins.instance().register(NamedRuns)
-    outer, schema = GlobalHydra.get_state(), ConfigStore.instance().repo.get("schema.yaml")
+    outer = GlobalHydra.get_state()  # with the other command's schema, by which its multirun's next job is composed
     ConfigStore.instance().store(name="schema", node=TrainConfig)
     GlobalHydra.instance().clear()
     try:
@@ -269,8 +269,6 @@ def composed(*overrides: str) -> TrainConfig:
             return load(hydra.compose("train", overrides=list(overrides)), TrainConfig)
     finally:
         GlobalHydra.set_state(outer)
-        if schema is not None:  # the next job of this command's multirun is composed by it
-            ConfigStore.instance().repo["schema.yaml"] = schema
 
 
 def swept_settings() -> dict[str, str]:
