@@ -1,4 +1,7 @@
-"""python -m medreason.report DIR: a run, or a sweep of runs, as one page, DIR/report.html, read from files alone."""
+"""python -m medreason.report DIR: a run, or a sweep of runs, as one page, DIR/report.html, read from files alone.
+
+With several runs (report A B) a page of how they differ, A/comparison.html. `last` and `best` name runs as in run=.
+"""
 
 import argparse
 import sys
@@ -7,8 +10,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from medreason.comparison_page import comparison_page, read_compared, summary
 from medreason.config import ConfigError
 from medreason.disk import describe_full, disk_full, whole_file
+from medreason.named_runs import NAMES, find_run
 from medreason.outside import one_line
 from medreason.overrides import command_line, override
 from medreason.page import (
@@ -216,7 +221,7 @@ def sweep_pictures(trials: Sequence[Trial], metric: str, folder: Path) -> tuple[
         ),
         picture(
             plots.draw_slices(trials, keys, metric), folder, "slices",
-            f"{metric} by setting, a point a trial: red the best, hollow a pruned one at its last value, triangles "
+            f"{metric} by setting, a point a trial: orange the best, hollow a pruned one at its last value, triangles "
             "beyond the axis.",
         ),
         picture(
@@ -252,6 +257,28 @@ def write_report(folder: Path, top: int = 10) -> list[str]:
     return [str(path), *(best or ["no trial has finished yet"])]
 
 
+def write_comparison(folders: Sequence[Path]) -> list[str]:
+    """Writes FIRST/comparison.html; returns the lines to say. Raises ConfigError for what is not two runs or more."""
+    for folder in folders:
+        if is_sweep(folder):
+            raise ConfigError(f"{folder} is a sweep; its page compares its trials: name it alone, or runs alone")
+        if not is_run(folder):
+            raise ConfigError(f"{folder} is no run; name folders that medreason.train has written")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError("the same run twice; name different ones")
+    runs = read_compared(folders)
+    path = folders[0] / "comparison.html"
+    with whole_file(path) as draft:
+        draft.write_text(comparison_page(runs), encoding="utf-8", errors="replace")
+    return [str(path), *summary(runs)]
+
+
+def named(word: str) -> Path:
+    """The folder that a word names; `last` and `best` are runs' names where no such folder lies here."""
+    folder = Path(word)
+    return find_run(word) if word in NAMES and not folder.is_dir() else folder
+
+
 def ranking(sweep: Path, top: int = 10) -> list[str]:
     """How the trials of a sweep ended, the best first, and the command of its report; nothing without a trial."""
     trials = read_sweep(sweep)
@@ -271,14 +298,22 @@ def describe(trial: Trial) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     speak_safely()
-    parser = argparse.ArgumentParser("medreason.report", description="A run or a sweep as one page: DIR/report.html.")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="a run directory, or a sweep's")
+    parser = argparse.ArgumentParser(
+        "medreason.report",
+        description="A run or a sweep as one page, DIR/report.html; several runs side by side, FIRST/comparison.html.",
+    )
+    parser.add_argument(
+        "folders", metavar="DIR", nargs="+", help="a run, last or best for one in runs/, or a sweep; two runs or more"
+    )
     parser.add_argument("--top", type=int, default=10, metavar="N", help="rows in the table of best trials")
     options = parser.parse_args(arguments)
+    place = Path(options.folders[0])
     try:
-        lines = write_report(options.folder, options.top)
+        folders = [named(word) for word in options.folders]
+        place = folders[0]
+        lines = write_report(place, options.top) if len(folders) == 1 else write_comparison(folders)
     except (ConfigError, OSError) as error:
-        why = describe_full(error, options.folder) if disk_full(error) else f"{options.folder}: {error}"
+        why = describe_full(error, place) if disk_full(error) else f"{' '.join(options.folders)}: {error}"
         print(one_line(f"medreason.report: {why}"), file=sys.stderr)
         return 2
     print("\n".join(map(one_line, lines)))

@@ -68,6 +68,35 @@ def mark_best(axis: Any, step: float, loss: float | None) -> None:
     axis.plot([step], [loss], "*", color="black", markersize=15, zorder=6, linestyle="none", label=label)
 
 
+# of Okabe and Ito, beginning with those that lie furthest apart; markers tell them apart in grey
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = "os^Dv*P"
+
+
+def beside(runs: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> Figure | None:
+    """Held-out and training loss of several runs, each a name and its metrics; None where no loss was logged."""
+    prepare_pictures()
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
+    axis = figure.subplots()
+    drawn_any = False
+    for place, (name, rows) in enumerate(runs):
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        trained, held_out = series(rows, "train/loss"), series(rows, "val/loss")
+        if not (trained[1] or held_out[1]):
+            continue
+        drawn_any = True
+        axis.plot(*trained, color=colour, linewidth=0.8, alpha=0.6)
+        axis.plot(*held_out, color=colour, marker=marker, markersize=6, linewidth=2, label=drawn(name))
+    axis.set_xlabel("optimizer step", fontsize=TEXT)
+    axis.set_ylabel("loss, nats per token", fontsize=TEXT)
+    axis.legend(frameon=False, fontsize=TEXT)
+    axis.tick_params(labelsize=TEXT - 1)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    axis.set_axisbelow(True)
+    return figure if drawn_any else None
+
+
 def curves_of(run: Path, record: Mapping[str, Any]) -> Figure | None:
     """The curves of a run directory; `record` is what its run.json holds, or will hold."""
     told = record.get("resumed_at")

@@ -16,7 +16,7 @@ from medreason.page import amount, short
 from medreason.sweep_results import Setting, Trial, by_start, finished, numeric
 
 prepare_pictures()
-BEST, DONE, PRUNED = "#c0392b", "#4c78a8", "#808894"
+BEST, DONE, PRUNED = "#d55e00", "#0072b2", "#808894"  # the first two of Okabe and Ito
 COLOURS = "cividis"  # dark is low, and low is better; the same to colour-blind readers
 LEVELS = 8  # more distinct values than this are binned
 BINS = 6
