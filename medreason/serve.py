@@ -16,6 +16,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from medreason.cache import cache_folder
 from medreason.command import command
 from medreason.config import Checkpoint, ConfigError, Engine, ExportFormat, Quantization, RunFailed, ServeConfig
 from medreason.export import check_base, read_run, write_export
@@ -24,6 +25,7 @@ from medreason.preflight import check_installed, check_port, check_safetensors
 from medreason.progress import quieten, say
 from medreason.recorded import read_mapping
 from medreason.run_directory import adapter_of, read_json, weights_digest
+from medreason.run_log import kept_log
 from medreason.settings_help import root
 from medreason.what_next import VLLM_PARSER
 
@@ -35,7 +37,8 @@ def serve(config: ServeConfig) -> None:
     check_port(config.host, config.port)
     exported = merged(Path(config.run or ""), config.checkpoint)
     if config.run and not exported.is_dir():
-        make_export(Path(config.run), config.checkpoint)
+        with kept_log(Path(config.run) / "export.log"):
+            make_export(Path(config.run), config.checkpoint)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if config.run:
         check_current(exported, adapter_of(Path(config.run), config.checkpoint))
@@ -51,7 +54,8 @@ def serve(config: ServeConfig) -> None:
         say(f"ready: {address}")
 
     if config.engine is Engine.transformers:
-        by_transformers(config, folder, ready)
+        with kept_log((folder.parent if config.run else cache_folder()) / "serve.log"):
+            by_transformers(config, folder, ready)
     else:
         by_vllm(config, folder, template, ready)
     say("stopped")

@@ -178,7 +178,7 @@ def ways(tokenizer: Any, question: Question) -> dict[str, list[list[int]]]:
     speaker = Speaker(None, tokenizer, Format.think, 4096, 10, 0.0)
     asked: list[list[int]] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Speaker, "answer", lambda self, conversation, question, prompt: asked.append(prompt))
+        patch.setattr(Speaker, "answer", lambda self, conversation, question, prompt, *_: asked.append(prompt))
         earlier = Conversation([Turn(question.question, "", question.question, "whole")])
         speaker.ask(earlier, question.question)
     return found | {"chat": asked}

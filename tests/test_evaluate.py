@@ -168,7 +168,7 @@ def test_options_in_several_orders_are_asked_and_scored(run: Path, questions: Pa
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared rows")
 def test_another_order_of_options_changes_a_real_models_score_within_noise_only(tmp_path: Path) -> None:
-    rows = read_json_lines(SHARED / "mcq_mmlu_medical_test.jsonl")[::18]
+    rows = read_json_lines(SHARED / "mcq_mmlu_medical_test.jsonl")[::36]
     turned = []
     for row in rows:
         texts = list(row["options"].values())
@@ -187,5 +187,5 @@ def test_another_order_of_options_changes_a_real_models_score_within_noise_only(
         assert told.returncode == 0, told.stderr[-3000:]
         found.append(folder / "out")
     pair = json.loads((found[1] / "scores.json").read_text())["differences"]["mmlu"]
-    assert pair["questions"] == len(rows) > 60
+    assert pair["questions"] == len(rows) > 30
     assert "no significant difference" in pair["in_words"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from conftest import composed
@@ -36,7 +37,7 @@ def run(tmp_path: Path) -> Path:
 
 def gone_on(run: Path, *words: str) -> TrainConfig:
     """The settings of a run that is resumed with these words."""
-    composed()  # makes Hydra know the schema
+    ConfigStore.instance().store(name="schema", node=TrainConfig)
     Plugins.instance().register(NamedRuns)
     given = [f"resume={run}", *words]
     with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):

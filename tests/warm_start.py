@@ -13,6 +13,7 @@ As a script with a socket's path, this file is the server; with `as-python` and 
 """
 
 import array
+import atexit
 import contextlib
 import fcntl
 import gc
@@ -212,7 +213,9 @@ def import_all() -> list[tempfile.TemporaryDirectory[str]]:
         one for one in gc.get_objects() if type(one) is tempfile.TemporaryDirectory
     ]  # a proxy would answer isinstance
     for folder in folders:
-        folder._finalizer.atexit = False  # type: ignore[attr-defined]  # the first fork to end would remove them
+        # the first fork to end would remove them, by either way
+        folder._finalizer.atexit = False  # type: ignore[attr-defined]
+        atexit.unregister(folder.cleanup)
     gc.freeze()  # else a fork's first collection would copy every page that imports filled
     return folders
 
