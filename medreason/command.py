@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from medreason import resume
 from medreason.cache import cache_folder
+from medreason.commands import COMMANDS
 from medreason.config import DOLLAR, ConfigError, RunFailed, SearchConfig, TrainConfig, typed
 from medreason.disk import describe_full, disk_full
 from medreason.named_runs import NAMES, find_run
@@ -135,8 +136,6 @@ def help_page(name: str, schema: type, words: Sequence[str], columns: int) -> st
 
     Raises ConfigError for a word that names neither, and Hydra's errors.
     """
-    from medreason.__main__ import COMMANDS
-
     width = max(40, min(columns, 100))
     ConfigStore.instance().store(name="schema", node=schema)
     if schema is TrainConfig:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 
-from medreason.__main__ import COMMANDS
+from medreason.commands import COMMANDS
 from medreason.config import ChatConfig, EvaluateConfig, ExportConfig, SearchConfig, ServeConfig, TrainConfig
 from medreason.outside import one_line
 from medreason.settings_help import Setting, choices, describe, root

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from medreason.__main__ import COMMANDS, main
+from medreason.__main__ import main
+from medreason.commands import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 
