@@ -1,9 +1,12 @@
-"""What tests share: no network, a cache of their own, the tiny model, rows of every length."""
+"""Fixtures, and the environment of tests: no network, a cache of their own, a thread a process."""
 
 import os
+import re
 import signal
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two in each of several processes would wait for each other
@@ -11,44 +14,35 @@ os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MEDREASON_CACHE"] = os.environ.get("MEDREASON_TEST_CACHE") or tempfile.mkdtemp(prefix="medreason-tests-")
 
-import unsloth  # noqa: F401, I001  # before anything that imports transformers
-import functools
-import json
-import socket
-import subprocess
-import sys
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from medreason.clinical_cases import generate_cases
 from medreason.command import composed
-from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision, Recompute
-from medreason.model import load_model, load_tokenizer
+from medreason.config import ModelConfig, Precision, Recompute
 from medreason.prompts import Example
-from warm_start import warm_python
+from support import TAUGHT, TINY, lora, write_rows
 
 # a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-ROOT = Path(__file__).resolve().parent.parent
-SHARED = ROOT.parent / "shared" / "data"  # real rows; tests that need them skip without
-LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-TINY = ModelConfig("embedded:tiny", None, Precision.half, None)
+# what a file of tests says that has a model in its own process
+MODELS = re.compile("unsloth|make_model|taught_run|load_model|load_trained|peft|trl")
 
 
-def data_config(path: Path | str, *overrides: str) -> DataConfig:
-    return composed("data=local", f"data.path={path}", *(f"data.{override}" for override in overrides)).data
+def pytest_configure(config: pytest.Config) -> None:
+    """Imports Unsloth, which must come before transformers, unless the files that were asked for do without."""
+    if not without_models([Path(word.partition("::")[0]) for word in config.args]):
+        import unsloth  # noqa: F401
 
 
-def lora(**changes: Any) -> LoraConfig:
-    settings = {"r": 4, "alpha": 8, "dropout": 0.0, "target_modules": LINEARS, "rslora": False, "dora": False}
-    return LoraConfig(**(settings | changes))
+def without_models(asked: Sequence[Path]) -> bool:
+    return all(path.is_file() and not MODELS.search(path.read_text(encoding="utf-8")) for path in asked)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
+    from medreason.model import load_tokenizer
+
     return load_tokenizer(TINY)
 
 
@@ -56,6 +50,8 @@ def tokenizer() -> Any:
 def make_model() -> Callable[..., Any]:
     """A fresh tiny model; LoRA's B is not zero, so that every adapter weight matters."""
     import torch
+
+    from medreason.model import load_model
 
     def make(model: ModelConfig = TINY, **changes: Any) -> Any:
         made = load_model(model, lora(**changes), row_tokens=1024, recompute=Recompute.none, seed=1)
@@ -82,50 +78,6 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory, cases: list[Example]) ->
     return path
 
 
-def write_rows(path: Path, cases: list[Example]) -> None:
-    rows = [{"Question": c.question, "Complex_CoT": c.reasoning, "Response": c.answer} for c in cases]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def run_train(*overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`python -m medreason.train OVERRIDES` in a process of its own."""
-    return run_command("train", *overrides, **options)
-
-
-def run_command(name: str, *overrides: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """`python -m medreason.NAME OVERRIDES` in a process of its own."""
-    command = [python(), "-m", f"medreason.{name}", *overrides]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
-
-
-@functools.cache
-def python() -> str:
-    """What carries out `-m medreason.X`: a stand-in whose process has its imports behind it, else Python itself."""
-    if not sys.platform.startswith("linux") or Path("/dev/nvidiactl").exists():  # CUDA cannot be forked
-        return sys.executable
-    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    return warm_python(Path(tempfile.gettempdir()) / f"medreason-warm-{session}")
-
-
-# a run of the tiny model that takes a second once its imports are done
-def tiny_run(run: Path, rows: Path, *more: str) -> list[str]:
-    return [
-        "model=tiny", "trainer=cpu", "optim=adamw", "data=local", f"data.path={rows}", f"hydra.run.dir={run}",
-        "data.row_tokens=1024", "data.validation_share=0.2", "data.deduplicate=off", "lora.dropout=0.1",
-        "optim.lr=1e-2", "trainer.answer_questions=2", "trainer.max_answer_tokens=4", *more,
-    ]  # fmt: skip
-
-
-def free_port() -> int:
-    """A port that nobody listens on, at least now."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port: int = listening.getsockname()[1]
-    return port
-
-
-TAUGHT = Example("What does a pH of 7.10 mean?", "7.10 is below 7.35.\nSo it is low.", "Acidaemia.")
-
-
 @pytest.fixture(scope="session")
 def taught_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
     """The directory of a finished run, whose adapter has a tiny model know one answer, reasoning included."""
@@ -133,7 +85,7 @@ def taught_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path
     from omegaconf import OmegaConf
     from transformers import AutoModelForCausalLM
 
-    from medreason.model import local_path
+    from medreason.model import load_model, local_path
     from medreason.prompts import completion_text, prompt_text
 
     folder = tmp_path_factory.mktemp("taught")

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from conftest import SHARED
 from medreason.answers import huatuo_choice, huatuo_choices, strict_choice
+from support import SHARED
 
 DRUGS = {"A": "Insulin", "B": "Metformin", "C": "Glipizide", "D": "None of the above"}
 YES = {"A": "yes", "B": "no", "C": "maybe"}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from conftest import TAUGHT, free_port, run_command
 from medreason.chat import Speaker, check_chat, load_speaker
 from medreason.chat_terminal import Terminal
 from medreason.config import ChatConfig, ConfigError
@@ -17,6 +16,7 @@ from medreason.conversation import NOTICE, Conversation, Piece, Turn
 from medreason.generate import Written, generate_answers
 from medreason.prompts import prompt_text
 from medreason.stream import AnswerStream
+from support import TAUGHT, free_port, run_command
 
 
 def settings(run: Path, **changes: Any) -> ChatConfig:

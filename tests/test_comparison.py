@@ -3,10 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import rows_of, write_run
 
 from medreason.comparison_page import differing, read_compared
 from medreason.report import main
+from run_files import rows_of, write_run
 
 
 def evaluated(run: Path, right: int, questions: int = 40) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from conftest import TINY, lora, run_train, tiny_run
 from medreason import embedded, kernels
 from medreason.attention import Documents, attend, attend_backward, by_document, in_own_graph
 from medreason.batch import PackedBatch
@@ -21,6 +20,7 @@ from medreason.documents import tokenize
 from medreason.fp8 import quantise
 from medreason.model import load_model, summed_loss
 from medreason.prompts import Example
+from support import TINY, lora, run_train, tiny_run
 
 Gradients = dict[str, Tensor]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from medreason.completion import SCRIPTS, candidates, main
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 BASH = shutil.which("bash")
 CASES = [
     ("medreason tr", ["train"]),

@@ -5,9 +5,9 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from conftest import ROOT, composed, run_train
 from medreason.config import ConfigError, EvaluateConfig
 from medreason.run_directory import run_config
+from support import ROOT, composed, run_train
 
 QUICK = 9  # seconds of work, whatever else the machine has to do: about 3 on two cores; an import of Unsloth takes more
 

@@ -10,8 +10,7 @@ import pytest
 
 from medreason.__main__ import main
 from medreason.commands import COMMANDS
-
-ROOT = Path(__file__).resolve().parent.parent
+from support import ROOT
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

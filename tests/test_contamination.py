@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SHARED
 from medreason.config import ConfigError
 from medreason.contamination import Question, find_matches, read_questions, shared_runs
 from medreason.json_lines import read_json_lines
 from medreason.prompts import Example
 from medreason.wording import normal, words
+from support import SHARED
 
 STEM = (
     "a patient taking drugs for rheumatoid arthritis with cataract surgery one year back presents with sudden "

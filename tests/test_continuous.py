@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import run_train, tiny_run
 from medreason.config import Format
 from medreason.continuous import load_merged, write_continuously
 from medreason.generate import write_in_batches
 from medreason.model import load_trained
 from medreason.prompts import prompt_text
 from medreason.run_directory import run_config
+from support import run_train, tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import TINY
 from medreason.answering import by_likelihood, by_loss
 from medreason.chat import Speaker
 from medreason.config import ConfigError, Format, ModelConfig, Precision
@@ -19,6 +18,7 @@ from medreason.generate import generate_answers, write_in_batches
 from medreason.model import load_tokenizer
 from medreason.prompts import Example, asked_text, chat_tokens, conversation_text, prompt_text
 from medreason.tasks import Question
+from support import TINY
 
 HARMLESS = [
     "Why?", "", "  two  spaces, a\n\nblank line", "Is <s or [INST a token?", "é ﬁ Ⅳ 中文。🙂\u200b\u2028", "a < b > c",

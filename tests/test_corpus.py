@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from conftest import composed, data_config, write_rows
 from medreason import clinical_cases
 from medreason.config import ConfigError
 from medreason.corpus import Split, read_corpus, read_split
 from medreason.progress import describe_corpus
 from medreason.prompts import Example
+from support import composed, data_config, write_rows
 
 
 @pytest.fixture(autouse=True)

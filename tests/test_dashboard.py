@@ -11,10 +11,10 @@ import yaml
 from wandb import wandb_agent
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-from conftest import ROOT, composed, python
 from medreason import dashboard
 from medreason.command import known_keys
 from medreason.config import ConfigError, LoggerKind, TrainConfig
+from support import ROOT, composed, python
 
 SWEEP = yaml.safe_load((ROOT / "sweeps" / "wandb.yaml").read_text())
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from conftest import run_command, write_rows
 from medreason.prompts import Example
+from support import run_command, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import data_config, write_rows
 from medreason.batch import IGNORE_INDEX, PackedBatch
 from medreason.config import ConfigError
 from medreason.corpus import read_split
 from medreason.datamodule import MedicalReasoningData, PackedLoader, ResumeMismatch
 from medreason.documents import Document
 from medreason.prompts import Example
+from support import data_config, write_rows
 
 
 def document(tokens: list[int], prompt_tokens: int) -> Document:

@@ -13,7 +13,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from conftest import TINY
 from medreason import embedded
 from medreason.answerer import find_answerer
 from medreason.cache import cached_table
@@ -24,6 +23,7 @@ from medreason.disk import describe_full, disk_full, whole_file, whole_folder
 from medreason.model import load_tokenizer
 from medreason.preflight import check_safetensors
 from medreason.run_directory import metrics_logger, read_cells, read_metrics, series
+from support import TINY
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, run_command
 from medreason.chat_terminal import typed_lines
 from medreason.run_directory import read_json, write_json
+from support import ROOT, run_command
 
 # their text mode takes the locale's encoding unless told
 OPENING = {"open", "read_text", "write_text", "fdopen", "TextIOWrapper", "NamedTemporaryFile"}

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from conftest import TINY
 from medreason import endpoint as endpoint_module
 from medreason.endpoint import Endpoint, Served
 from medreason.model import local_path
+from support import TINY
 
 CHAT, NAME, CONTEXT = "/v1/chat/completions", "run/export_merged", 256
 

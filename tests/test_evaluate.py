@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from conftest import SHARED, run_command, run_train, tiny_run
 from medreason.json_lines import read_json_lines
+from support import SHARED, run_command, run_train, tiny_run
 
 
 @pytest.fixture(scope="module")

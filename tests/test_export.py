@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from conftest import ROOT, TINY, python, run_command, run_train, tiny_run
 from medreason import export, gguf_export
 from medreason.answerer import questions_of
 from medreason.config import (
@@ -28,6 +27,7 @@ from medreason.config import (
 from medreason.model import load_tokenizer, local_path
 from medreason.model_card import NOT_MEASURED, model_card, value
 from medreason.prompts import MISTRAL_CHAT_TEMPLATE, prompt_text
+from support import ROOT, TINY, python, run_command, run_train, tiny_run
 
 QUICK = ("questions=4", "max_new_tokens=8")
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import LINEARS
 from medreason.flops import (
     Shape,
     attention_flops,
@@ -18,6 +17,7 @@ from medreason.flops import (
     token_flops,
     training_flops,
 )
+from support import LINEARS
 
 MISTRAL = Shape(
     hidden_size=4096,

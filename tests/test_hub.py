@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_hub import Hub, fake_hub
 
+from fake_hub import Hub, fake_hub
 from medreason import export
 from medreason.answerer import find_answerer
 from medreason.config import ConfigError, ExportConfig, ExportFormat, ModelConfig, Precision, RunFailed

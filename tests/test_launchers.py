@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, python, run_train, tiny_run
 from medreason.run_directory import read_metrics
+from support import ROOT, python, run_train, tiny_run
 
 
 def sweep(folder: Path, rows: Path, *more: str) -> list[str]:

@@ -3,12 +3,12 @@ from typing import Any
 
 import pytest
 
-from conftest import SHARED
 from medreason.answers import strict_choice
 from medreason.config import Columns, ConfigError, Format
 from medreason.prompts import Example
 from medreason.records import Rejects, read_examples
 from medreason.sources import read_file
+from support import SHARED
 
 BY_NAME = Columns(None, None, None)
 USER = {"role": "user", "content": "q?"}

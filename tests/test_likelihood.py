@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import SHARED, TINY
 from medreason.config import ConfigError
 from medreason.json_lines import read_json_lines
 from medreason.likelihood import encode_pair, option_logprobs, rows_of
 from medreason.model import load_tokenizer
+from support import SHARED, TINY
 
 
 def prompts_of(questions: list[dict[str, Any]]) -> list[str]:

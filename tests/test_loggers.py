@@ -9,9 +9,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import pytest
-from test_steps import OPTIM, TOKENS, Toy
 
-from conftest import composed, run_train, tiny_run
 from medreason.callbacks import StepMetrics
 from medreason.config import ConfigError, TrainConfig
 from medreason.datamodule import PackedLoader
@@ -20,6 +18,8 @@ from medreason.finetuner import Finetuner
 from medreason.loggers import outside_logger
 from medreason.preflight import LOGGERS, check_logger
 from medreason.run_directory import metrics_logger, read_cells, read_metrics
+from support import composed, run_train, tiny_run
+from toy import OPTIM, TOKENS, Toy
 
 Points = dict[str, list[tuple[int, float]]]  # step and value of each metric, in order
 KINDS = [kind.value for kind in LOGGERS]

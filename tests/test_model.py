@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from conftest import TINY, lora
 from medreason.command import composed
 from medreason.config import ConfigError, Format, Precision, Recompute
 from medreason.datamodule import PackedLoader
@@ -26,6 +25,7 @@ from medreason.model import (
 )
 from medreason.prompts import Example
 from medreason.train import take_own_gpu
+from support import TINY, lora
 
 PRECISIONS = {"half": 1e-5, "nf4": 2e-2}  # largest difference of logits: rounding of the engine
 

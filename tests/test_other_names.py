@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -10,8 +9,8 @@ from medreason import command
 from medreason.command import composed, known_keys
 from medreason.config import ConfigError, EvaluateConfig, ExportConfig, SearchConfig, TrainConfig
 from medreason.other_names import NAMES, NOTHING, SWITCHES, VALUES, answer, foreign
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = ["--multirun", "-m", "--cfg", "-c", "--run", "--resolve", "--config-name", "-cn", "--help"]
 KEYS = [*known_keys(TrainConfig), "experiments", "sweeps", *known_keys(SearchConfig, "hydra.sweeper.")]
 

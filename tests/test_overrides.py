@@ -12,11 +12,11 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from conftest import composed
 from medreason.config import ConfigError, EvaluateConfig, Packing, TrainConfig
 from medreason.overrides import agents_overrides, as_meant, command_line, override, shell_word, spelled
 from medreason.run_directory import run_config, settings_of, write_settings
 from medreason.space import read_space
+from support import composed
 
 TEXTS = [
     "/d/run=1/rows.jsonl", "/d/a,b.jsonl", "/d/a b.jsonl", " /d/ends in blanks ", "/d/it's.jsonl", '/d/"so".jsonl',

@@ -4,9 +4,9 @@ import time
 import numpy as np
 import pytest
 
-from conftest import SHARED
 from medreason.json_lines import read_json_lines
 from medreason.packing import best_fit, fill, pack
+from support import SHARED
 
 
 def real_lengths(count: int, seed: int = 1) -> list[int]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, composed, tiny_run
 from medreason.command import load
 from medreason.config import EvaluateConfig
+from support import ROOT, composed, tiny_run
 
 NOTEBOOK = ROOT / "experiments" / "colab.ipynb"
 

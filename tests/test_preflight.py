@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from conftest import TINY, composed, lora
 from medreason.config import DECODER_LINEARS, ConfigError, steps_of
 from medreason.model import check_lora, positions
 from medreason.preflight import check_steps, describe_few
 from medreason.run_directory import check_resumed
 from medreason.train import save_config, taught
+from support import TINY, composed, lora
 
 CKPT = Path("runs/a/checkpoints/last.ckpt")
 

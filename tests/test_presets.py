@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from conftest import ROOT, composed, lora
 from medreason.chat_template import rendered
 from medreason.config import ConfigError, Format, ModelConfig, Precision, Recompute
 from medreason.control_tokens import encode
@@ -27,6 +26,7 @@ from medreason.prompts import (
     parse_answer,
     prompt_text,
 )
+from support import ROOT, composed, lora
 
 # in the form of each family's own: a system turn with dates; a default system turn; think tags of earlier turns taken
 # out, those of the last one written though they are empty

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from conftest import ROOT
 from medreason.callbacks import StepLine
 from medreason.config import Format
 from medreason.generate import generate_answers, write_in_batches
 from medreason.progress_line import AnswersLine, ProgressLine, fitted, hours
 from medreason.prompts import prompt_text
+from support import ROOT
 
 WHOLE = ["step 44/44", "loss 0.123", "held-out 0.456", "12,345 tok/s", "0:12 left"]
 

@@ -9,7 +9,6 @@ import pytest
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from conftest import ROOT, composed
 from medreason.command import explain
 from medreason.config import (
     ChatConfig,
@@ -25,6 +24,7 @@ from medreason.config import (
 )
 from medreason.overrides import printable
 from medreason.run_directory import settings_of
+from support import ROOT, composed
 
 NASTY = [
     None, "", " ", ".", "1.2.3r", "..", "nan", "inf", "-1", "1e999", "0x10", math.nan, math.inf, -math.inf, -1, 0, 1,

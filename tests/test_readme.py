@@ -5,9 +5,9 @@ import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from conftest import ROOT, composed
 from medreason.command import load
 from medreason.config import ChatConfig, ExportConfig, ServeConfig
+from support import ROOT, composed
 
 README = (ROOT / "README.md").read_text()
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from conftest import free_port
 from medreason import remote
 from medreason.config import ConfigError, Format, RunFailed
 from medreason.generate import Written
 from medreason.preflight import check_server
 from medreason.prompts import parse_answer
 from medreason.remote import write_remotely
+from support import free_port
 
 Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
 

@@ -1,4 +1,3 @@
-import csv
 import json
 import re
 import subprocess
@@ -7,47 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from matplotlib.figure import Figure
 from scipy import stats
 
-from conftest import ROOT
 from medreason.report import main, ranking
 from medreason.sweep_plots import binned, draw_map, spaced
 from medreason.sweep_results import finished, read_sweep, read_trial
 from medreason.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
-
-
-def write_run(
-    folder: Path, swept: dict[str, Any], losses: list[float], status: str = "finished", /, **more: Any
-) -> Path:
-    """A run directory as medreason.train leaves it: a validation every 10 steps, 1,000 tokens a step."""
-    folder.mkdir(parents=True)
-    rank, lr, seed = (swept.get(key, usual) for key, usual in (("lora.r", 16), ("optim.lr", 1e-4), ("seed", 1)))
-    alpha = float(swept.get("lora.alpha", "2r")[:-1]) * rank
-    config = {"lora": {"r": rank, "alpha": alpha}, "optim": {"lr": lr}, "seed": seed, "monitor": "val/loss"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config | {"data": {"format": "think"}}))
-    steps = 10 * len(losses)
-    with (folder / "metrics.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["epoch", "step", "train/loss", "train/tokens", "val/loss"])
-        writer.writeheader()
-        for step in range(steps):
-            writer.writerow({"epoch": 0, "step": step, "train/loss": 2.0, "train/tokens": 1000 * (step + 1)})
-            if step % 10 == 9:
-                writer.writerow({"epoch": 0, "step": step + 1, "val/loss": losses[step // 10]})
-    overrides = ["experiments=quickstart", *(f"{key}={value}" for key, value in swept.items())]
-    record = {
-        "status": status,
-        "started": f"2026-03-01T00:{int(folder.name) if folder.name.isdecimal() else 0:02}:00+0000",
-        "seconds": 60.0,
-        "swept": {key: str(value) for key, value in swept.items()},
-        "overrides": overrides,
-    }
-    if status == "finished":
-        final = losses[-1]
-        record["results"] = {"steps": steps, "tokens": 1000 * steps, "val_loss_after": final, "monitored": final}
-    (folder / "run.json").write_text(json.dumps(record | more))
-    return folder
+from run_files import rows_of, write_run
+from support import ROOT
 
 
 def write_trial(folder: Path, swept: dict[str, Any], losses: list[float], state: str = "COMPLETE", **more: Any) -> None:
@@ -81,13 +48,6 @@ def sweep(tmp_path: Path) -> Path:
 def written(folder: Path, *options: str) -> str:
     assert main([str(folder), *options]) == 0
     return (folder / "report.html").read_text()
-
-
-def rows_of(page: str, title: str) -> list[list[str]]:
-    """Cells of the first table under a heading, without their tags."""
-    part = page.partition(f"<h2>{title}</h2>")[2].partition("</table>")[0]
-    rows = [re.findall(r"<td>(.*?)</td>", row) for row in part.split("<tr")]
-    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in rows if row]
 
 
 def test_the_best_trial_is_the_lowest_that_finished_and_its_command_repeats_it(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import ROOT, python, run_train, tiny_run
 from medreason.config import Format
 from medreason.run_directory import run_config
+from support import ROOT, python, run_train, tiny_run
 
 LENGTH = [
     "trainer.max_steps=14",

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
 from medreason.run_log import kept_log, last_drawn, told_traceback
+from support import ROOT
 
 LOUD = """
 import logging, os, subprocess, sys, warnings

@@ -1,7 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-from conftest import data_config, write_rows
 from medreason.clinical_cases import KINDS, generate_cases
 from medreason.command import composed
 from medreason.corpus import read_split
@@ -9,6 +8,7 @@ from medreason.prompts import Example
 from medreason.run_tasks import learned, run_task, seen_in_training, taught_kinds
 from medreason.tasks import Kind, Question, make_task
 from medreason.wording import normal
+from support import data_config, write_rows
 
 
 def test_held_out_rows_are_asked_with_what_is_expected(rows_file: Path) -> None:

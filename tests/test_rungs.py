@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from conftest import composed
 from medreason.config import Pruner, Sampler, SearchConfig, TrainConfig
 from medreason.corpus import read_split
 from medreason.sweeper import first_rung
+from support import composed
 
 
 def search(min_steps: float, pruner: Pruner = Pruner.asha) -> SearchConfig:

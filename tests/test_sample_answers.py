@@ -1,8 +1,8 @@
 import json
 from pathlib import Path
 
-from conftest import run_train, tiny_run
 from medreason.run_directory import read_metrics, series
+from support import run_train, tiny_run
 
 LENGTH = ["trainer.max_steps=6", "trainer.validate_every_steps=3"]
 

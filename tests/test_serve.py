@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, TAUGHT, free_port, python, run_command
 from medreason import serve
 from medreason.config import ConfigError, Engine, ExportFormat, Format, Quantization, ServeConfig
 from medreason.export import read_run, write_export
@@ -25,6 +24,7 @@ from medreason.generate import Written
 from medreason.json_lines import read_json_lines
 from medreason.prompts import completion_text, response_template
 from medreason.remote import write_remotely
+from support import ROOT, TAUGHT, free_port, python, run_command
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from medreason.config import (
     TrainConfig,
 )
 from medreason.settings_help import EXAMPLES, Setting, choices, describe, describe_type, first_sentence
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = {
     "train": TrainConfig, "data": TrainConfig, "dashboard": TrainConfig, "evaluate": EvaluateConfig,
     "export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig,

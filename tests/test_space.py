@@ -1,10 +1,10 @@
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from conftest import composed
 from medreason.config import ConfigError
 from medreason.overrides import override
 from medreason.space import read_space, size
+from support import composed
 
 
 def test_hydras_sweep_syntax_becomes_distributions() -> None:

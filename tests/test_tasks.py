@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from conftest import ROOT, SHARED
 from medreason import tasks
 from medreason.config import ConfigError
 from medreason.tasks import (
@@ -26,6 +25,7 @@ from medreason.tasks import (
     read_task,
     reasoning_prompt,
 )
+from support import ROOT, SHARED
 
 SCURVY = Question(
     "q1", "Which vitamin prevents scurvy?", {"A": "Vitamin A", "B": "Vitamin C", "C": "Vitamin D"}, "B", "", ""

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import ROOT
 from medreason.config import Format
 from medreason.datamodule import PackedLoader
 from medreason.documents import tokenize
 from medreason.embedded import materialize
 from medreason.model import summed_loss
 from medreason.prompts import Example, completion_text, prompt_text
+from support import ROOT
 
 
 def test_the_loss_of_a_step_equals_trls_on_the_same_rows_and_weights(

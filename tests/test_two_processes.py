@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import run_train, tiny_run
 from medreason.run_directory import read_metrics, series
+from support import run_train, tiny_run
 
 LENGTH = [
     "trainer.max_epochs=2",

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
-from wandb_offline import read_offline_run
 
-from conftest import ROOT, composed, run_command, run_train, tiny_run
 from medreason.config import ConfigError, LoggerConfig, LoggerKind
 from medreason.dashboard import LEARNING, SAMPLES, SPEED
 from medreason.run_directory import read_metrics, series
@@ -22,6 +20,8 @@ from medreason.wandb_runs import (
     log_scores,
     wandb_logger,
 )
+from support import ROOT, composed, run_command, run_train, tiny_run
+from wandb_offline import read_offline_run
 
 
 def test_an_offline_run_holds_everything_that_a_dashboard_shows(tmp_path: Path, rows_file: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import wandb
+
 from wandb_offline import BLOCK, OfflineRun, read_offline_run
 
 

@@ -14,11 +14,11 @@ import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from conftest import ROOT, TAUGHT
 from medreason.command import load
 from medreason.config import ChatConfig, EvaluateConfig, ExportConfig, ExportFormat, Format
 from medreason.model_card import QUESTION, model_card, write_cards
 from medreason.what_next import after_export, after_run
+from support import ROOT, TAUGHT
 
 ODD = "a run, with 'quotes' and ${x}"
 
