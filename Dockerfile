@@ -16,6 +16,6 @@ COPY . .
 # the cache with the converted models not where the volume above would hide it
 ENV MEDREASON_CACHE=/medreason/.cache
 RUN uv pip install --system --no-cache --no-deps --editable . \
-    && python -m medreason.embedded
+    && python -m medreason.models.embedded
 
 CMD ["python", "-m", "medreason.train", "experiments=quickstart"]

@@ -19,7 +19,7 @@ BIN := .venv/bin
 	touch $@
 
 .venv/models: .venv/ready
-	$(BIN)/python -m medreason.embedded
+	$(BIN)/python -m medreason.models.embedded
 	touch $@
 
 quickstart: .venv/ready .venv/models

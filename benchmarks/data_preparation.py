@@ -24,7 +24,7 @@ def grow(rows: str, count: int) -> None:
     import random
     from pathlib import Path
 
-    from medreason.json_lines import read_json_lines
+    from medreason.core.json_lines import read_json_lines
 
     rng = random.Random(0)
     originals = read_json_lines(Path(rows))
@@ -41,10 +41,10 @@ def grow(rows: str, count: int) -> None:
 
 
 def ours(model: str, rows: str, row_tokens: int) -> None:
-    from medreason.command import composed
-    from medreason.corpus import read_split
-    from medreason.datamodule import MedicalReasoningData
-    from medreason.model import load_tokenizer
+    from medreason.core.cli import composed
+    from medreason.data.corpus import read_split
+    from medreason.data.datamodule import MedicalReasoningData
+    from medreason.models.load import load_tokenizer
 
     config = composed(f"model.path={model}", "data=local", f"data.path={rows}", f"data.row_tokens={row_tokens}",
                       "data.too_long=truncate")  # fmt: skip

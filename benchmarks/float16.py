@@ -17,12 +17,13 @@ from typing import Any
 
 from training_speed import carry_out
 
-from medreason.run_directory import provenance, read_json, read_metrics, series, write_json
+from medreason.core.run_directory import provenance, read_json, read_metrics, series, write_json
 
 NORMS = 20  # steps whose gradient norms are compared
-TRAIN = "from medreason.train import main; main()"
+TRAIN = "from medreason.train.run import main; main()"
+FLOAT32 = "import torch, medreason.models.load as m; m.trained_dtype = lambda _: torch.float32"
 WAYS = {
-    "float32": ("32-true", f"import torch, medreason.model as m; m.trained_dtype = lambda _: torch.float32; {TRAIN}"),
+    "float32": ("32-true", f"{FLOAT32}; {TRAIN}"),
     "bfloat16": ("32-true", TRAIN),
     "float16": ("16-mixed", TRAIN),
 }

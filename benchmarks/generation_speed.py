@@ -13,12 +13,12 @@ import time
 
 import torch
 
-from medreason import continuous
-from medreason.command import composed
-from medreason.generate import write_in_batches
-from medreason.model import load_tokenizer
-from medreason.prompts import prompt_text
-from medreason.tasks import read_task, reasoning_prompt
+from medreason.core.cli import composed
+from medreason.data.benchmarks import read_task, reasoning_prompt
+from medreason.inference import continuous
+from medreason.inference.batched import write_in_batches
+from medreason.models.load import load_tokenizer
+from medreason.models.prompts import prompt_text
 
 
 def main(mode: str, path: str, file: str, questions: str = "1273", new_tokens: str = "256", batch: str = "16") -> None:

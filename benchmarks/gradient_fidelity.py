@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from medreason.command import composed
 from medreason.config import Precision, Recompute
-from medreason.corpus import read_split
-from medreason.datamodule import MedicalReasoningData, PackedBatch
-from medreason.model import import_unsloth, load_model, load_tokenizer, summed_loss
+from medreason.core.cli import composed
+from medreason.data.corpus import read_split
+from medreason.data.datamodule import MedicalReasoningData, PackedBatch
+from medreason.models.load import import_unsloth, load_model, load_tokenizer, summed_loss
 
 
 def first_step(model: Any, batches: list[PackedBatch]) -> tuple[float, Tensor]:

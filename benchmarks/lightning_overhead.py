@@ -13,19 +13,19 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from medreason.command import composed
-from medreason.corpus import read_split
-from medreason.model import import_unsloth, load_model, load_tokenizer, summed_loss
+from medreason.core.cli import composed
+from medreason.data.corpus import read_split
+from medreason.models.load import import_unsloth, load_model, load_tokenizer, summed_loss
 
 import_unsloth()
 import lightning as L  # noqa: E402
 import torch  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
-from medreason.callbacks import StepMetrics  # noqa: E402
-from medreason.datamodule import MedicalReasoningData, PackedBatch, PackedLoader  # noqa: E402
-from medreason.finetuner import Finetuner  # noqa: E402
-from medreason.optimizer import build_optimizer  # noqa: E402
+from medreason.data.datamodule import MedicalReasoningData, PackedBatch, PackedLoader  # noqa: E402
+from medreason.train.callbacks import StepMetrics  # noqa: E402
+from medreason.train.finetuner import Finetuner  # noqa: E402
+from medreason.train.optimizer import build_optimizer  # noqa: E402
 
 OPTIM = composed().optim
 

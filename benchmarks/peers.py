@@ -77,11 +77,11 @@ def measure(name: str, path: str, rows: str, steps: int, row_tokens: int) -> dic
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from medreason.command import composed
     from medreason.config import Format
-    from medreason.corpus import read_split
-    from medreason.model import load_tokenizer, local_path
-    from medreason.prompts import completion_text, prompt_text
+    from medreason.core.cli import composed
+    from medreason.data.corpus import read_split
+    from medreason.models.load import load_tokenizer, local_path
+    from medreason.models.prompts import completion_text, prompt_text
 
     config = composed(f"model.path={path}", f"data.path={rows}", "data=local", "model.precision=half")
     tokenizer = load_tokenizer(config.model)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the package is not installed
-from medreason.run_directory import provenance, read_json, write_json
+from medreason.core.run_directory import provenance, read_json, write_json
 
 PAIRS = (("rows_before", "rows_after"), ("rows_before", "four_orders"), ("cases_before", "cases_after"))
 TRAINED = ["optim=adamw", "optim.warmup_steps=5", "trainer.accumulate=1", "trainer.max_epochs=999",

@@ -22,13 +22,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from medreason import compiled, kernels
-from medreason.attention import Documents
-from medreason.command import composed
 from medreason.config import Recompute
-from medreason.fp8 import Rows, product, quantise
-from medreason.model import local_path
-from medreason.run_directory import provenance, write_json
+from medreason.core.cli import composed
+from medreason.core.run_directory import provenance, write_json
+from medreason.engine import kernels, layers
+from medreason.engine.attention import Documents
+from medreason.engine.fp8 import Rows, product, quantise
+from medreason.models.load import local_path
 
 CUDA = torch.cuda.is_available()
 REPEATS = 4
@@ -151,7 +151,7 @@ def timed(parts: dict[str, Part], machine: Machine) -> Iterator[None]:
         return call
 
     places = [(kernels, name) for name in PASSES]
-    places += [(compiled, name) for name in ("product", "attend", "attend_backward")]
+    places += [(layers, name) for name in ("product", "attend", "attend_backward")]
     patches = [patch.object(place, name, wrapped(name, getattr(place, name))) for place, name in places]
     for one in patches:
         one.start()
@@ -179,7 +179,7 @@ def main(
     with device:
         base = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
     fp8 = precision == "fp8"
-    model = compiled.adapt(base, run.lora, fp8=fp8, copies=2, recompute=Recompute.none, seed=1)
+    model = layers.adapt(base, run.lora, fp8=fp8, copies=2, recompute=Recompute.none, seed=1)
     count, each = int(tokens), int(document)
     lengths = tuple(min(each, count - start) for start in range(0, count, each))
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
@@ -192,12 +192,12 @@ def main(
     labels = torch.randint(0, settings.vocab_size, (count,), device=device)
 
     def pass_of_a_layer() -> None:
-        row = compiled.Row(cos, sin, documents, [(grad, handed)])
-        compiled.LayerStep.apply(x, layer, row, Recompute.none, *layer.parameters).backward(grad)
+        row = layers.Row(cos, sin, documents, [(grad, handed)])
+        layers.LayerStep.apply(x, layer, row, Recompute.none, *layer.parameters).backward(grad)
 
     def pass_of_the_head() -> None:
         head = model.packed.causal.lm_head.weight
-        compiled.HeadLoss.apply(x, decoder.norm.weight, 1e-5, head, labels, True).backward()
+        layers.HeadLoss.apply(x, decoder.norm.weight, 1e-5, head, labels, True).backward()
 
     machine = measure_machine(device)
     for _ in range(3):

@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from medreason.sweep_results import Trial, by_start, finished, read_sweep
+from medreason.report.results import Trial, by_start, finished, read_sweep
 
 
 def best_by_tokens(trials: list[Trial]) -> tuple[list[float], list[float]]:

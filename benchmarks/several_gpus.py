@@ -17,7 +17,7 @@ from typing import Any
 
 from training_speed import carry_out
 
-from medreason.run_directory import provenance, read_json, read_metrics, series, write_json
+from medreason.core.run_directory import provenance, read_json, read_metrics, series, write_json
 
 DEVICES = 2
 WAYS = {1: [f"trainer.accumulate={DEVICES}"], DEVICES: ["trainer=ddp", f"trainer.devices={DEVICES}"]}

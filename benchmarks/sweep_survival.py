@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from medreason.clinical_cases import generate_cases
+from medreason.data.clinical_cases import generate_cases
 
 SETTINGS = [
     "sweeps=rank_alpha_lr", "model=tiny", "trainer=cpu", "optim=adamw", "data=local", "data.row_tokens=1024",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the package is not installed
-from medreason.run_directory import on_cpu, provenance, read_json, read_metrics, series, write_json
+from medreason.core.run_directory import on_cpu, provenance, read_json, read_metrics, series, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

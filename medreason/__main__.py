@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from medreason.commands import COMMANDS
-from medreason.outside import one_line
+from medreason.core.commands import COMMANDS
+from medreason.core.outside import one_line
 
 PACKAGES = ("medreason", "torch", "unsloth")
 

@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 
-from medreason.commands import COMMANDS
 from medreason.config import ChatConfig, EvaluateConfig, ExportConfig, SearchConfig, ServeConfig, TrainConfig
-from medreason.outside import one_line
-from medreason.settings_help import Setting, choices, describe, root
+from medreason.core.commands import COMMANDS
+from medreason.core.outside import one_line
+from medreason.core.settings_help import Setting, choices, describe, root
 
 SCHEMAS = {
     "train": TrainConfig,

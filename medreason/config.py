@@ -30,7 +30,7 @@ class Precision(Enum):
     nf4 = "nf4"  # 4-bit NormalFloat, double quantisation (bitsandbytes)
     int8 = "int8"  # LLM.int8 (bitsandbytes), GPU only
     half = "half"  # 16-bit; 32-bit on a CPU without fast bf16 instructions
-    fp8 = "fp8"  # 8-bit float, multiplied as such: the fast engine (medreason/compiled.py)
+    fp8 = "fp8"  # 8-bit float, multiplied as such: the fast engine (medreason/engine/layers.py)
     bf16 = "bf16"  # 16-bit, the fast engine
 
     @property
@@ -42,7 +42,7 @@ class Precision(Enum):
 class Recompute(Enum):
     """Activations: kept for the backward pass, recomputed, or recomputed with Unsloth's offload to host memory."""
 
-    auto = "auto"  # the least that the GPU's memory allows (medreason/memory.py)
+    auto = "auto"  # the least that the GPU's memory allows (medreason/models/memory.py)
     none = "none"
     selective = "selective"  # attention's are kept, all others recomputed; the fast engine alone has it
     full = "full"
@@ -58,7 +58,7 @@ class TooLong(Enum):
 
 
 class Format(Enum):
-    """How question, reasoning and answer are written down (medreason/prompts.py)."""
+    """How question, reasoning and answer are written down (medreason/models/prompts.py)."""
 
     think = "think"  # the tokenizer's chat template; reasoning between think tags
     huatuo = "huatuo"  # the tokenizer's chat template; ## Thinking, ## Final Response
@@ -133,7 +133,7 @@ class Batching(Enum):
 
 
 class ExportFormat(Enum):
-    """What an export holds (medreason/export.py)."""
+    """What an export holds (medreason/export/write.py)."""
 
     adapter = "adapter"  # LoRA alone, in PEFT's format
     merged = "merged"  # 16-bit weights with LoRA added into them
@@ -167,7 +167,7 @@ class LoggerKind(Enum):
 
     csv = "csv"
     wandb = "wandb"
-    # these three: medreason/loggers.py
+    # these three: medreason/train/loggers.py
     tensorboard = "tensorboard"
     mlflow = "mlflow"
     trackio = "trackio"
@@ -297,7 +297,7 @@ SEED_BITS = 62  # of the seeds that are counted on from: torch's have 64
 
 @dataclass
 class ModelConfig:
-    path: str  # hub name, local directory, or embedded:NAME (medreason/embedded.py)
+    path: str  # hub name, local directory, or embedded:NAME (medreason/models/embedded.py)
     revision: str | None  # branch, tag or commit on the hub
     precision: Precision
     chat_template: str | None  # Jinja; null takes the tokenizer's own
@@ -372,7 +372,7 @@ class OptimConfig:
 
 @dataclass
 class Columns:
-    """Columns of a table by what they hold; null: recognised by name (medreason/records.py)."""
+    """Columns of a table by what they hold; null: recognised by name (medreason/data/examples.py)."""
 
     question: str | None = None
     reasoning: str | None = None
@@ -573,7 +573,7 @@ class EvaluateConfig:
     checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     precision: Precision | None  # of the base; null: as the run had it, without one nf4 (half on a CPU)
     format: Format | None  # of prompts and answers; null: as the run had it, without one think
-    benchmarks: list[str]  # names (medreason/tasks.py) or files of their form
+    benchmarks: list[str]  # names (medreason/data/benchmarks.py) or files of their form
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`
     batch: int | None  # questions answered at once: of a static batch, or asked of a server; null: by method

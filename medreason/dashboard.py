@@ -7,10 +7,10 @@ import importlib.util
 import os
 from typing import TYPE_CHECKING
 
-from medreason import sweeper
-from medreason.command import command
 from medreason.config import ConfigError, TrainConfig
-from medreason.wandb_runs import check_wandb_names, has_wandb_account
+from medreason.core.cli import command
+from medreason.report.wandb import check_wandb_names, has_wandb_account
+from medreason.sweep import sweepers
 
 if TYPE_CHECKING:
     import wandb_workspaces.reports.v2 as wr
@@ -120,7 +120,7 @@ def column(setting: str) -> str:
 
 
 def main() -> None:
-    command(lay_out, "dashboard", TrainConfig, plugins=sweeper.register)
+    command(lay_out, "dashboard", TrainConfig, plugins=sweepers.register)
 
 
 if __name__ == "__main__":

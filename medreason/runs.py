@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medreason.command import command
 from medreason.config import Clean, ConfigError, RunsConfig
-from medreason.outside import literal
-from medreason.own_process import claim
-from medreason.progress import say
-from medreason.recorded import finite, mapping, read_mapping
-from medreason.run_directory import nearby
-from medreason.sweep_results import is_run, is_sweep, judge, read_rows, timestamp, trial_folders
+from medreason.core.cli import command
+from medreason.core.outside import literal
+from medreason.core.processes import claim
+from medreason.core.progress import say
+from medreason.core.recorded import finite, mapping, read_mapping
+from medreason.core.run_directory import nearby
+from medreason.report.results import is_run, is_sweep, judge, read_rows, timestamp, trial_folders
 
 # all that a run leaves which ended before its first step
 WORTHLESS = {".hydra", ".lock", "config.yaml", "data.json", "metrics.csv", "run.json", "samples.json", "train.log"}

@@ -16,10 +16,10 @@ os.environ["MEDREASON_CACHE"] = os.environ.get("MEDREASON_TEST_CACHE") or tempfi
 
 import pytest
 
-from medreason.clinical_cases import generate_cases
-from medreason.command import composed
 from medreason.config import ModelConfig, Precision, Recompute
-from medreason.prompts import Example
+from medreason.core.cli import composed
+from medreason.data.clinical_cases import generate_cases
+from medreason.models.prompts import Example
 from support import TAUGHT, TINY, lora, write_rows
 
 # a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
@@ -41,7 +41,7 @@ def without_models(asked: Sequence[Path]) -> bool:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    from medreason.model import load_tokenizer
+    from medreason.models.load import load_tokenizer
 
     return load_tokenizer(TINY)
 
@@ -51,7 +51,7 @@ def make_model() -> Callable[..., Any]:
     """A fresh tiny model; LoRA's B is not zero, so that every adapter weight matters."""
     import torch
 
-    from medreason.model import load_model
+    from medreason.models.load import load_model
 
     def make(model: ModelConfig = TINY, **changes: Any) -> Any:
         made = load_model(model, lora(**changes), row_tokens=1024, recompute=Recompute.none, seed=1)
@@ -85,8 +85,8 @@ def taught_run(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path
     from omegaconf import OmegaConf
     from transformers import AutoModelForCausalLM
 
-    from medreason.model import load_model, local_path
-    from medreason.prompts import completion_text, prompt_text
+    from medreason.models.load import load_model, local_path
+    from medreason.models.prompts import completion_text, prompt_text
 
     folder = tmp_path_factory.mktemp("taught")
     base = AutoModelForCausalLM.from_pretrained(local_path(TINY), dtype="auto")

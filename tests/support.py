@@ -10,9 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from medreason.command import composed
 from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision
-from medreason.prompts import Example
+from medreason.core.cli import composed
+from medreason.models.prompts import Example
 from warm_start import warm_python
 
 ROOT = Path(__file__).resolve().parent.parent

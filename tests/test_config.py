@@ -6,7 +6,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 from medreason.config import ConfigError, EvaluateConfig
-from medreason.run_directory import run_config
+from medreason.core.run_directory import run_config
 from support import ROOT, composed, run_train
 
 QUICK = 9  # seconds of work, whatever else the machine has to do: about 3 on two cores; an import of Unsloth takes more

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from medreason.__main__ import main
-from medreason.commands import COMMANDS
+from medreason.core.commands import COMMANDS
 from support import ROOT
 
 
@@ -34,7 +34,8 @@ def test_the_overview_names_every_command_within_80_columns(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_is_a_module_that_runs(name: str) -> None:
-    text = (ROOT / "medreason" / f"{name}.py").read_text(encoding="utf-8")
+    places = (ROOT / "medreason" / f"{name}.py", ROOT / "medreason" / name / "__main__.py")
+    (text,) = [place.read_text(encoding="utf-8") for place in places if place.is_file()]
     assert '__name__ == "__main__"' in text
 
 
@@ -83,4 +84,4 @@ def test_a_run_started_by_the_short_name_is_on_record_as_any_other(tmp_path: Pat
     done = run("-m", "medreason", "train", *quick, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
-    assert record["command"] == ["train.py", *quick, f"hydra.run.dir={tmp_path / 'run'}"]
+    assert record["command"] == ["medreason.train", *quick, f"hydra.run.dir={tmp_path / 'run'}"]

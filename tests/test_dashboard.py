@@ -12,8 +12,8 @@ from wandb import wandb_agent
 from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
 from medreason import dashboard
-from medreason.command import known_keys
 from medreason.config import ConfigError, LoggerKind, TrainConfig
+from medreason.core.cli import known_keys
 from support import ROOT, composed, python
 
 SWEEP = yaml.safe_load((ROOT / "sweeps" / "wandb.yaml").read_text())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from medreason.chat_terminal import typed_lines
-from medreason.run_directory import read_json, write_json
+from medreason.chat.terminal import typed_lines
+from medreason.core.run_directory import read_json, write_json
 from support import ROOT, run_command
 
 # their text mode takes the locale's encoding unless told
@@ -60,7 +60,7 @@ def test_a_records_texts_are_utf_8_and_a_byte_that_is_no_text_comes_back(tmp_pat
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
 def test_every_character_can_be_said_in_every_encoding(encoding: str) -> None:
-    code = "from medreason.progress import say, speak_safely; speak_safely(); say('病例 é 😀 \\udcff ✓')"
+    code = "from medreason.core.progress import say, speak_safely; speak_safely(); say('病例 é 😀 \\udcff ✓')"
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": encoding}, capture_output=True
     )
@@ -71,7 +71,7 @@ def test_every_character_can_be_said_in_every_encoding(encoding: str) -> None:
 
 
 def test_the_children_of_a_command_can_say_every_character_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medreason.progress import speak_safely
+    from medreason.core.progress import speak_safely
 
     monkeypatch.delenv("PYTHONIOENCODING", raising=False)
     speak_safely()

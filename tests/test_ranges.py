@@ -9,7 +9,6 @@ import pytest
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from medreason.command import explain
 from medreason.config import (
     ChatConfig,
     ConfigError,
@@ -22,8 +21,9 @@ from medreason.config import (
     TrainConfig,
     typed,
 )
-from medreason.overrides import printable
-from medreason.run_directory import settings_of
+from medreason.core.cli import explain
+from medreason.core.overrides import printable
+from medreason.core.run_directory import settings_of
 from support import ROOT, composed
 
 NASTY = [

@@ -5,8 +5,8 @@ import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from medreason.command import load
 from medreason.config import ChatConfig, ExportConfig, ServeConfig
+from medreason.core.cli import load
 from support import ROOT, composed
 
 README = (ROOT / "README.md").read_text()
@@ -30,8 +30,11 @@ def test_every_command_on_a_run_composes(name: str, line: str) -> None:
 
 
 def test_the_readme_names_every_file_and_no_other() -> None:
-    named = set(re.findall(r"`(medreason/\w+\.py)`", README))
-    assert named == {f"medreason/{path.name}" for path in (ROOT / "medreason").glob("*.py")} - {"medreason/__init__.py"}
+    named = set(re.findall(r"`(medreason/[\w.]+/?)`", README))
+    rooms = {f"medreason/{path.parent.name}/" for path in (ROOT / "medreason").glob("*/__init__.py")}
+    assert named == rooms | {f"medreason/{path.name}" for path in (ROOT / "medreason").glob("*.py")} - {
+        "medreason/__init__.py"
+    }
 
 
 def test_the_readme_stays_short() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from medreason import command
 from medreason.config import ConfigError, EvaluateConfig, TrainConfig
-from medreason.named_runs import find_run
-from medreason.overrides import as_meant
-from medreason.own_process import claim
-from medreason.run_directory import folder_name
+from medreason.core import cli
+from medreason.core.named_runs import find_run
+from medreason.core.overrides import as_meant
+from medreason.core.processes import claim
+from medreason.core.run_directory import folder_name
 from medreason.runs import age, clean, list_runs, print_runs, removable, size
 
 
@@ -82,9 +82,9 @@ def test_run_last_means_that_run_wherever_there_is_a_run_setting(
 ) -> None:
     write_run(tmp_path / "runs" / "one, with=marks", loss=1.0)
     monkeypatch.chdir(tmp_path)
-    assert command.settle_run("run=last", EvaluateConfig) == 'run="runs/one, with=marks"'
-    assert command.settle_run("run=./last", EvaluateConfig) == "run=./last"
-    assert command.settle_run("run=last", TrainConfig) == "run=last"
+    assert cli.settle_run("run=last", EvaluateConfig) == 'run="runs/one, with=marks"'
+    assert cli.settle_run("run=./last", EvaluateConfig) == "run=./last"
+    assert cli.settle_run("run=last", TrainConfig) == "run=last"
 
 
 def test_only_folders_that_hold_nothing_are_cleaned_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

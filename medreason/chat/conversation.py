@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from medreason.config import ConfigError, Format
-from medreason.json_lines import json_lines
-from medreason.outside import markdown
-from medreason.prompts import marks, parse_answer
+from medreason.core.json_lines import json_lines
+from medreason.core.outside import markdown
+from medreason.models.prompts import marks, parse_answer
 
 Kind = Literal["reasoning", "answer"]
 Piece = tuple[Kind, str]

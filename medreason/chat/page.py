@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from medreason.chat.conversation import NOTICE, Conversation, Piece, Turn, words
 from medreason.config import ConfigError
-from medreason.conversation import NOTICE, Conversation, Piece, Turn, words
-from medreason.outside import markdown
+from medreason.core.outside import markdown
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # it reports usage home otherwise, when it is imported
 import gradio as gr

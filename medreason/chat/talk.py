@@ -11,16 +11,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from medreason.answerer import Answerer, find_answerer, questions_of
-from medreason.cache import cache_folder
-from medreason.command import command
+from medreason.chat.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
 from medreason.config import ChatConfig, Checkpoint, Format
-from medreason.control_tokens import encode
-from medreason.conversation import Conversation, Ending, Piece, Turn, fit, split_stream
-from medreason.preflight import check_installed, check_port, check_precision
-from medreason.progress import quieten, say
-from medreason.prompts import FORMATS, conversation_text, opens_reasoning
-from medreason.run_log import kept_log
+from medreason.core.cache import cache_folder
+from medreason.core.cli import command
+from medreason.core.progress import quieten, say
+from medreason.core.run_log import kept_log
+from medreason.inference.target import Answerer, find_answerer, questions_of
+from medreason.models.checks import check_installed, check_port, check_precision
+from medreason.models.control_tokens import encode
+from medreason.models.prompts import FORMATS, conversation_text, opens_reasoning
 
 SAMPLES = 3  # questions that the page offers
 
@@ -61,7 +61,7 @@ class Speaker:
     def answer(
         self, conversation: Conversation, question: str, prompt: list[int], temperature: float, base: bool
     ) -> Generator[Piece]:
-        from medreason.stream import AnswerStream
+        from medreason.inference.streaming import AnswerStream
 
         opened = opens_reasoning(self.tokenizer, self.style)
         limit = min(self.max_new_tokens, self.context_tokens - len(prompt))
@@ -85,7 +85,7 @@ def chat(config: ChatConfig) -> None:
     with kept_log((answerer.folder if answerer.folder.is_dir() else cache_folder()) / "chat.log"):
         speaker = load_speaker(config, answerer)
     if config.page:
-        from medreason.chat_page import Page, open_page
+        from medreason.chat.page import Page, open_page
 
         say(f"the page: http://{config.host}:{config.port} (Ctrl-C ends it)")
         samples = questions_of(answerer.folder, SAMPLES)
@@ -93,7 +93,7 @@ def chat(config: ChatConfig) -> None:
         open_page(page, config.host, config.port)
     else:
         colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        from medreason.chat_terminal import Terminal, typed_lines
+        from medreason.chat.terminal import Terminal, typed_lines
 
         Terminal(speaker.ask, title, stands_alone(speaker.style), colour).talk(typed_lines())
 
@@ -116,7 +116,7 @@ def check_chat(config: ChatConfig) -> Answerer:
 
 
 def load_speaker(config: ChatConfig, answerer: Answerer) -> Speaker:
-    from medreason.model import context_tokens, import_unsloth, load_tokenizer, load_trained
+    from medreason.models.load import context_tokens, import_unsloth, load_tokenizer, load_trained
 
     trained = answerer.config
     if not trained.model.precision.compiled:
@@ -125,7 +125,7 @@ def load_speaker(config: ChatConfig, answerer: Answerer) -> Speaker:
     quieten()
     from transformers import logging
 
-    from medreason.generate import widen
+    from medreason.inference.batched import widen
 
     logging.set_verbosity_error()  # warnings would stand in the middle of answers
     tokenizer = load_tokenizer(trained.model)
@@ -145,7 +145,3 @@ def stands_alone(style: Format) -> bool:
 
 def main() -> None:
     command(chat, "chat", ChatConfig)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,9 +7,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from medreason.chat.conversation import NOTICE, Ask, Conversation, Piece, as_json_lines, as_markdown, words
 from medreason.config import ConfigError
-from medreason.conversation import NOTICE, Ask, Conversation, Piece, as_json_lines, as_markdown, words
-from medreason.outside import one_line, visible
+from medreason.core.outside import one_line, visible
 
 HELP = """\
 /fold       shows reasoning whole, or folded into a line
@@ -101,7 +101,7 @@ class Terminal:
         except KeyboardInterrupt:
             pass  # the turn says that it was stopped
         except (RuntimeError, MemoryError) as error:
-            from medreason.memory import out_of_memory
+            from medreason.models.memory import out_of_memory
 
             if not out_of_memory(error):
                 raise

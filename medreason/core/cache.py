@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 import pyarrow as pa
 
-from medreason.disk import digest_of, whole_file
+from medreason.core.disk import digest_of, whole_file
 
 
 def cache_folder() -> Path:

@@ -29,15 +29,15 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medreason import resume
-from medreason.cache import cache_folder
-from medreason.commands import COMMANDS
 from medreason.config import DOLLAR, ConfigError, RunFailed, SearchConfig, TrainConfig, typed
-from medreason.disk import describe_full, disk_full
-from medreason.named_runs import NAMES, find_run
-from medreason.other_names import foreign
-from medreason.outside import one_line
-from medreason.overrides import (
+from medreason.core import resume
+from medreason.core.cache import cache_folder
+from medreason.core.commands import COMMANDS
+from medreason.core.disk import describe_full, disk_full
+from medreason.core.named_runs import NAMES, find_run
+from medreason.core.other_names import foreign
+from medreason.core.outside import one_line
+from medreason.core.overrides import (
     agents_overrides,
     agents_settings,
     as_meant,
@@ -48,10 +48,10 @@ from medreason.overrides import (
     shell_word,
     spelled,
 )
-from medreason.progress import speak_safely
-from medreason.run_directory import folder_name
-from medreason.settings_help import Setting, choices, describe, only, page, root, sections, told_section
-from medreason.storage import SETTING, begin_again, hidden, keep, public
+from medreason.core.progress import speak_safely
+from medreason.core.run_directory import folder_name
+from medreason.core.settings_help import Setting, choices, describe, only, page, root, sections, told_section
+from medreason.core.storage import SETTING, begin_again, hidden, keep, public
 
 OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)  # of conf/train.yaml
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import ConfigError
-from medreason.progress import say
-from medreason.recorded import finite, look_up, mapping, read_mapping
-from medreason.run_directory import ADAPTER
+from medreason.core.progress import say
+from medreason.core.recorded import finite, look_up, mapping, read_mapping
+from medreason.core.run_directory import ADAPTER
 
 NAMES = ("last", "best")
 

@@ -8,7 +8,7 @@ The tools: Axolotl, LLaMA-Factory, TRL and transformers, Unsloth, lightning-hydr
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from medreason.overrides import DATA_FILES, printable, shell_word
+from medreason.core.overrides import DATA_FILES, printable, shell_word
 
 # name -> ours: of training first, then of a command that asks a run's model; the first that a command has counts
 NAMES = {

@@ -13,10 +13,10 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from medreason.config import ConfigError
-from medreason.overrides import override
-from medreason.progress import say
-from medreason.run_directory import read_json, read_metrics, series, write_json
-from medreason.run_log import child_output
+from medreason.core.overrides import override
+from medreason.core.progress import say
+from medreason.core.run_directory import read_json, read_metrics, series, write_json
+from medreason.core.run_log import child_output
 
 GRACE_SECONDS = 60  # for an interrupted run to end its step and to save a checkpoint
 

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medreason.outside import one_line
-from medreason.run_log import speak
+from medreason.core.outside import one_line
+from medreason.core.run_log import speak
 
 BEGAN = time.monotonic()
 NAMED = 8  # files, columns

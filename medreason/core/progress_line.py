@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from rich.cells import cell_len, set_cell_size
 
-from medreason.progress import first_process, say
-from medreason.run_log import STATE, note
+from medreason.core.progress import first_process, say
+from medreason.core.run_log import STATE, note
 
 EVERY_SECONDS = 30.0  # between two lines in a file
 DRAWN_SECONDS = 0.1  # between two pictures of the line in a terminal

@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from medreason.config import ConfigError, TrainConfig, place, typed
-from medreason.overrides import command_line, given_overrides, is_sweeping, override
-from medreason.recorded import finite, mapping
-from medreason.run_directory import nearby, read_json, run_config, settings_of
+from medreason.core.overrides import command_line, given_overrides, is_sweeping, override
+from medreason.core.recorded import finite, mapping
+from medreason.core.run_directory import nearby, read_json, run_config, settings_of
 
 SETTING = "resume"
 # what a run may have otherwise from here on: how long it trains, what it measures, where things lie, who computes

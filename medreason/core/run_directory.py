@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
@@ -27,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import DOLLAR, NEWER, Checkpoint, ConfigError, TrainConfig, typed
-from medreason.disk import digest_of, whole_file
-from medreason.overrides import literal
-from medreason.storage import hidden
+from medreason.core.disk import digest_of, whole_file
+from medreason.core.overrides import literal
+from medreason.core.storage import command_words
 
 PACKAGES = (
     "torch", "unsloth", "unsloth-zoo", "transformers", "peft", "bitsandbytes", "lightning", "datasets", "trl",
@@ -155,7 +154,7 @@ def provenance() -> dict[str, Any]:
     import torch
 
     return {
-        "command": [Path(sys.argv[0]).name, *map(hidden, sys.argv[1:])],
+        "command": command_words(),
         "commit": commit(),
         "python": platform.python_version(),
         "versions": {name: installed(name) for name in PACKAGES},

@@ -24,13 +24,13 @@ from types import FrameType
 from typing import Any, TextIO
 
 from medreason.config import ConfigError, RunFailed
-from medreason.outside import visible
-from medreason.storage import hidden
+from medreason.core.outside import visible
+from medreason.core.storage import command_words
 
 TRACEBACK = re.compile(r"(\[rank\d+\]: )?Traceback \(most recent call last\):")
 LAST_LINES = 10  # of the log, shown where a run crashes
 TRACEBACK_LINES = 40  # of a process that crashed, at most
-OWN, PYTHON = (str(Path(module).parent) + os.sep for module in (__file__, os.__file__))
+OWN, PYTHON = (str(folder) + os.sep for folder in (Path(__file__).parent.parent, Path(os.__file__).parent))
 PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]|unsloth_compiled_cache")
 PASSES_ON = re.compile(r"[/\\]rich[/\\]|[/\\]wandb[/\\]sdk[/\\]lib[/\\]console_capture\.py$")  # what others write
 STYLE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")  # colours, cursors, links
@@ -259,8 +259,7 @@ def begin(log: Log, back: ExitStack) -> Screen:
     """Has everything go through `log` until `back` is left; where sys.stderr went."""
     back.callback(os.close, log.descriptor)
     if os.environ.get("RANK", "0") == "0":
-        command = " ".join([Path(sys.argv[0]).name, *map(hidden, sys.argv[1:])])
-        log.line(f"{time.strftime('== %Y-%m-%d')}  {command}  (process {os.getpid()})")
+        log.line(f"{time.strftime('== %Y-%m-%d')}  {' '.join(command_words())}  (process {os.getpid()})")
     while STATE.earlier:
         log.line(STATE.earlier.popleft())
     streams: dict[str, Any] = {"stdout": sys.stdout, "stderr": sys.stderr}

@@ -213,7 +213,7 @@ def last(key: str) -> str:
 
 def root() -> Path:
     """The folder that holds conf/, experiments/ and sweeps/: the checkout, or the package in a wheel."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     return package.parent if (package.parent / "conf").is_dir() else package
 
 

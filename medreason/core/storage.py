@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode
 
 VARIABLE = "MEDREASON_STORAGE"
@@ -64,3 +65,10 @@ def begin_again(changed: Mapping[str, str]) -> None:
     if set(changed) <= set(words):
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, *(changed.get(word, word) for word in words)])
+
+
+def command_words() -> list[str]:
+    """How this process was called, by module or file, with secrets hidden; for records, not for a shell."""
+    file = Path(sys.argv[0])
+    name = f"medreason.{file.parent.name}" if file.name == "__main__.py" else file.name
+    return [name, *map(hidden, sys.argv[1:])]

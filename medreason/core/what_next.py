@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from medreason.config import ExportFormat, Format, Source
-from medreason.outside import one_line
-from medreason.overrides import command_line, override, shell_word
+from medreason.core.outside import one_line
+from medreason.core.overrides import command_line, override, shell_word
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be told to make room for
 

@@ -24,11 +24,11 @@ from string import ascii_uppercase
 from typing import Any
 
 from medreason.config import ConfigError
-from medreason.folders import list_tables, table_kind, table_name, to_ask
-from medreason.progress import some_of
-from medreason.sources import read_file, read_hub
-from medreason.tables import Row
-from medreason.wording import folded
+from medreason.core.progress import some_of
+from medreason.data.folders import list_tables, table_kind, table_name, to_ask
+from medreason.data.normalize import folded
+from medreason.data.sources import read_file, read_hub
+from medreason.data.tables import Row
 
 SETTING = "benchmarks"  # the setting that an error names
 MOST_OPTIONS = 10

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from medreason.prompts import Example
+from medreason.models.prompts import Example
 
 REDRAWS = 200  # so many repeated questions in a row, and a kind counts as exhausted
 

@@ -17,30 +17,30 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medreason import (
+from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Mixed, Source
+from medreason.core.cache import cache_key, cached_table, report_of, with_report
+from medreason.data import (
+    benchmarks,
     clinical_cases,
-    contamination,
-    duplicates,
+    decontaminate,
+    deduplicate,
+    examples,
     folders,
     layouts,
-    prompts,
-    records,
+    normalize,
     sources,
     tables,
-    tasks,
-    wording,
 )
-from medreason.cache import cache_key, cached_table, report_of, with_report
-from medreason.clinical_cases import KINDS, generate_cases
-from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Mixed, Source
-from medreason.contamination import benchmark_digest, find_matches, read_questions
-from medreason.duplicates import exact_duplicates, near_duplicates
-from medreason.folders import files_of, list_tables, to_ask, to_learn, visible
-from medreason.prompts import Example
-from medreason.records import Rejects, read_examples, settle_rejects
-from medreason.sources import content_digest, is_local, read_file, read_hub
-from medreason.tables import Row
-from medreason.wording import normal, without_preamble
+from medreason.data.clinical_cases import KINDS, generate_cases
+from medreason.data.decontaminate import benchmark_digest, find_matches, read_questions
+from medreason.data.deduplicate import exact_duplicates, near_duplicates
+from medreason.data.examples import Rejects, read_examples, settle_rejects
+from medreason.data.folders import files_of, list_tables, to_ask, to_learn, visible
+from medreason.data.normalize import normal, without_preamble
+from medreason.data.sources import content_digest, is_local, read_file, read_hub
+from medreason.data.tables import Row
+from medreason.models import prompts
+from medreason.models.prompts import Example
 
 Say = Callable[[str], None]
 UNIQUE, EXACT, NEAR = 0, 1, 2  # the column `repeats`
@@ -71,7 +71,7 @@ class Corpus:
 
     @property
     def report(self) -> dict[str, Any]:
-        """rows (of each table), columns that were not read, files not read, rejects, duplicates, contamination."""
+        """rows (of each table), columns that were not read, files not read, rejects, deduplicate, contamination."""
         return report_of(self.table) | {"not_read": dict(self.not_read)}
 
     @property
@@ -142,8 +142,8 @@ def read_corpus(config: DataConfig, say: Say = lambda line: None) -> Corpus:
         "near": None if config.deduplicate is Deduplicate.off else config.near_duplicate,
         "benchmarks": [benchmark_digest(path) for path in compared],
     }
-    reading = (sources, folders, tables, layouts, tasks, records, prompts, clinical_cases)
-    code = (*reading, duplicates, contamination, wording)
+    reading = (sources, folders, tables, layouts, benchmarks, examples, prompts, clinical_cases)
+    code = (*reading, deduplicate, decontaminate, normalize)
     key = cache_key(content, __file__, *(module.__file__ for module in code))
     table = cached_table("corpus", key, lambda: build_table(config, compared, say))
     corpus = Corpus(table, key, names, files_not_read(config, compared))

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from medreason.batch import IGNORE_INDEX, PackedBatch
 from medreason.config import DataConfig, Packing, TrainConfig
-from medreason.corpus import Split
-from medreason.documents import Document, fit, read_documents
-from medreason.model import positions
-from medreason.packing import Rows, pack
-from medreason.progress import named
-from medreason.records import SHOWN, settle_rejects
+from medreason.core.progress import named
+from medreason.data.corpus import Split
+from medreason.data.examples import SHOWN, settle_rejects
+from medreason.data.packing import Rows, pack
+from medreason.data.tokenization import Document, fit, read_documents
+from medreason.models.load import positions
 
 CONTROL_TOKEN = "hold a control token of the tokenizer"  # a row's reason
 

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from medreason.config import ConfigError
-from medreason.folders import files_of, table_name, to_ask
-from medreason.layouts import QUESTIONS
-from medreason.prompts import Example
-from medreason.sources import content_digest, is_local, read_file, read_hub
-from medreason.wording import folded, normal, without_preamble, words
+from medreason.data.folders import files_of, table_name, to_ask
+from medreason.data.layouts import QUESTIONS
+from medreason.data.normalize import folded, normal, without_preamble, words
+from medreason.data.sources import content_digest, is_local, read_file, read_hub
+from medreason.models.prompts import Example
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
 BOILERPLATE = 4  # benchmark questions that share a run

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from medreason.wording import words
+from medreason.data.normalize import words
 
 SHINGLE = 3  # words
 PERMUTATIONS = 126  # length of a sketch; it has many divisors, so many ways to cut it into bands

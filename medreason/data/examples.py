@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medreason.config import Columns, ConfigError, Format, OnBadRow
-from medreason.layouts import BadRow, empty, layout
-from medreason.progress import named
-from medreason.prompts import Example, marks
-from medreason.tables import Row
+from medreason.core.progress import named
+from medreason.data.layouts import BadRow, empty, layout
+from medreason.data.tables import Row
+from medreason.models.prompts import Example, marks
 
 # C0 and C1 control characters but tab, line feed and carriage return; the mark of an undecodable byte
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

@@ -21,10 +21,10 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from medreason.config import Columns, ConfigError, Format
-from medreason.folders import visible
-from medreason.prompts import Example, parse_answer
-from medreason.tasks import Question, presented
-from medreason.wording import folded
+from medreason.data.benchmarks import Question, presented
+from medreason.data.folders import visible
+from medreason.data.normalize import folded
+from medreason.models.prompts import Example, parse_answer
 
 DOCUMENTED = ("Question", "Complex_CoT", "Response")
 QUESTIONS = ("question", "prompt", "query", "problem", "问题")

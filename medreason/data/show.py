@@ -20,20 +20,20 @@ from rich.table import Table
 from rich.terminal_theme import TerminalTheme
 from rich.text import Text
 
-from medreason.command import command
 from medreason.config import Format, TrainConfig
-from medreason.corpus import Split, read_split
-from medreason.disk import whole_file
-from medreason.outside import literal, pyplot, visible
-from medreason.preflight import check_hub_model, check_model_path, settle_hub
-from medreason.progress import describe_not_read, describe_rows, named, say
-from medreason.prompts import marks
-from medreason.run_directory import write_json
-from medreason.sources import needs_hub
+from medreason.core.cli import command
+from medreason.core.disk import whole_file
+from medreason.core.outside import literal, pyplot, visible
+from medreason.core.progress import describe_not_read, describe_rows, named, say
+from medreason.core.run_directory import write_json
+from medreason.data.corpus import Split, read_split
+from medreason.data.sources import needs_hub
+from medreason.models.checks import check_hub_model, check_model_path, settle_hub
+from medreason.models.prompts import marks
 
 if TYPE_CHECKING:  # torch and Lightning, imported once the rows are known to be good
-    from medreason.datamodule import MedicalReasoningData
-    from medreason.documents import Document
+    from medreason.data.datamodule import MedicalReasoningData
+    from medreason.data.tokenization import Document
 
 MATCHES_SHOWN = 10
 ROWS_SHOWN, ROWS_WRITTEN, ROWS_DRAWN = 2, 5, 16
@@ -67,8 +67,8 @@ def show(config: TrainConfig) -> None:
     split = read_split(config.data, say)
 
     say(f"{len(split.corpus):,} examples; loading the tokenizer of {config.model.path}")
-    from medreason.datamodule import prepare
-    from medreason.model import load_tokenizer
+    from medreason.data.datamodule import prepare
+    from medreason.models.load import load_tokenizer
 
     tokenizer = load_tokenizer(config.model)
     data = prepare(config, split, tokenizer, say)
@@ -272,7 +272,3 @@ def draw(data: "MedicalReasoningData", path: Path) -> None:
 
 def main() -> None:
     command(show, "data", TrainConfig)
-
-
-if __name__ == "__main__":
-    main()

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medreason.config import ConfigError, DataConfig
-from medreason.folders import PATH, Wanted, files_of, table_kind, to_learn, visible
-from medreason.tables import Row, read_table
+from medreason.data.folders import PATH, Wanted, files_of, table_kind, to_learn, visible
+from medreason.data.tables import Row, read_table
 
 PINNED = re.compile(r"[0-9a-f]{40}")
 

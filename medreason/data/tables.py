@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from medreason.folders import COMPRESSED, SAVED, table_kind, visible
+from medreason.data.folders import COMPRESSED, SAVED, table_kind, visible
 
 # A row's number (from 1; in JSONL its line) and its cells, or what kept it from being read.
 Row = tuple[int, dict[str, Any] | str]

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from medreason import prompts as formats
-from medreason.cache import cache_key, cached_table
 from medreason.config import ConfigError, Format, TooLong
-from medreason.control_tokens import encode as quiet_encode
-from medreason.control_tokens import hide
-from medreason.corpus import Corpus
-from medreason.progress_line import ProgressLine
-from medreason.prompts import Example, completion_text, prompt_text
+from medreason.core.cache import cache_key, cached_table
+from medreason.core.progress_line import ProgressLine
+from medreason.data.corpus import Corpus
+from medreason.models import prompts as formats
+from medreason.models.control_tokens import encode as quiet_encode
+from medreason.models.control_tokens import hide
+from medreason.models.prompts import Example, completion_text, prompt_text
 
 AT_ONCE = 512  # examples
 TRIAL = 128  # examples on which a faster tokenizer must agree with the real one

@@ -10,19 +10,19 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from medreason.fp8 import Rows, quantise
+from medreason.engine.fp8 import Rows, quantise
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def on_gpu(plain: Function) -> Function:
-    """`plain`, but for CUDA tensors the function of the same name in medreason/triton_kernels.py, on their device."""
+    """`plain`, but for CUDA tensors the function of the same name in engine/triton_kernels.py, on their device."""
 
     def choose(first: Any, *more: Any, **settings: Any) -> Any:
         tensor = first.values if isinstance(first, Rows) else first
         if not tensor.is_cuda:
             return plain(first, *more, **settings)
-        from medreason import triton_kernels
+        from medreason.engine import triton_kernels
 
         # Triton launches on the current device, whichever device its tensors are on
         with torch.cuda.device(tensor.device):

@@ -4,7 +4,7 @@
 
 Weights are frozen but for LoRA's, so a product needs no input kept for the sake of its weight. What LoRA's gradients
 need is the input in the form in which it was multiplied: one cast to eight bits serves q, k, v and their adapters, and
-one product gives all three. The passes between products are kernels of their own (medreason/kernels.py), the same for
+one product gives all three. The passes between products are kernels of their own (engine/kernels.py), the same for
 every layer: nothing is compiled that depends on depth.
 
 The model stays transformers' and PEFT's: weights, names, generation. Training's pass over packed rows is this file's.
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medreason import kernels
-from medreason.attention import Documents, attend, attend_backward
 from medreason.batch import LOGIT_ROWS, PackedBatch
 from medreason.config import ConfigError, LoraConfig, Recompute
-from medreason.fp8 import FrozenLinear, Rows, product, quantise_frozen, scales_of_two
+from medreason.engine import kernels
+from medreason.engine.attention import Documents, attend, attend_backward
+from medreason.engine.fp8 import FrozenLinear, Rows, product, quantise_frozen, scales_of_two
 
 ARCHITECTURES = ("llama", "mistral")
 

@@ -1,4 +1,4 @@
-"""medreason/kernels.py on a GPU: the same functions, each a Triton kernel. What they compute is written there.
+"""medreason/engine/kernels.py on a GPU: the same functions, each a Triton kernel. What they compute is written there.
 
 One program makes one row where a row's largest value is wanted, or a block of tokens for products with few columns.
 """
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from medreason.fp8 import E4M3, LARGEST, Rows
+from medreason.engine.fp8 import E4M3, LARGEST, Rows
 
 WIDE = 8192  # columns that one pass of a row's program holds at once
 RANKS = 64  # of an adapter, that one program multiplies at once

@@ -1,4 +1,4 @@
-"""Questions -> records, one after the other, by probabilities or by written answers; medreason/scores.py says what
+"""Questions -> records, one after the other, by probabilities or by written answers; report/scores.py says what
 stands in a record.
 
 A question may be asked in several orders of its options, and answered several times in each:
@@ -12,16 +12,24 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from medreason.answers import huatuo_choice, strict_choice
-from medreason.clinical_cases import answers_match
 from medreason.config import Format
-from medreason.control_tokens import encode, show
-from medreason.documents import asked_documents
-from medreason.generate import Written, well_formed
-from medreason.likelihood import completion_losses, option_logprobs, rows_of
-from medreason.prompts import ANY_QUESTION, Example, asked_text, parse_answer
-from medreason.statistics import majority
-from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, permuted, presented, reasoning_prompt
+from medreason.data.benchmarks import (
+    Kind,
+    Question,
+    cyclic_orders,
+    likelihood_prompt,
+    permuted,
+    presented,
+    reasoning_prompt,
+)
+from medreason.data.clinical_cases import answers_match
+from medreason.data.tokenization import asked_documents
+from medreason.evaluate.extraction import huatuo_choice, strict_choice
+from medreason.inference.batched import Written, well_formed
+from medreason.inference.likelihood import completion_losses, option_logprobs, rows_of
+from medreason.models.control_tokens import encode, show
+from medreason.models.prompts import ANY_QUESTION, Example, asked_text, parse_answer
+from medreason.report.statistics import majority
 
 INSTRUCTION_BYTES = 256  # more than what is asked for after a question takes
 Record = dict[str, Any]

@@ -7,14 +7,14 @@ held_out         the run's own held-out rows: loss and perplexity, or with metho
 
 from collections.abc import Iterable, Sequence
 
-from medreason.clinical_cases import KINDS, generate_cases
 from medreason.config import ConfigError, DataConfig, Source
-from medreason.contamination import Question as Asked
-from medreason.contamination import find_matches
-from medreason.corpus import Split, digest
-from medreason.prompts import Example
-from medreason.tasks import Kind, Question, Task, make_task
-from medreason.wording import normal
+from medreason.data.benchmarks import Kind, Question, Task, make_task
+from medreason.data.clinical_cases import KINDS, generate_cases
+from medreason.data.corpus import Split, digest
+from medreason.data.decontaminate import Question as Asked
+from medreason.data.decontaminate import find_matches
+from medreason.data.normalize import normal
+from medreason.models.prompts import Example
 
 RUN_TASKS = ("clinical_cases", "held_out")
 CASES_OF_A_KIND, CASES_SEED = 20, 2026  # a seed that no run's own cases are made with by default

@@ -1,11 +1,11 @@
-"""Scores (medreason/scores.py) to look at: a table in the terminal, a picture of shares with their intervals."""
+"""Scores (medreason/report/scores.py) to look at: a table in the terminal, a picture of shares with their intervals."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medreason.disk import whole_file
-from medreason.outside import drawn, literal, prepare_pictures
+from medreason.core.disk import whole_file
+from medreason.core.outside import drawn, literal, prepare_pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

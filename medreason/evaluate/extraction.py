@@ -23,7 +23,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 
-from medreason.wording import normal
+from medreason.data.normalize import normal
 
 # Patterns hold both languages: a shape that one has, the other has (tests/test_answers.py lists them side by side).
 SURELY = "(?:most likely|most probably|likely|probably|clearly|definitely|therefore|thus|hence|indeed|still)"

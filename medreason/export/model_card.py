@@ -10,16 +10,16 @@ from typing import Any
 import yaml
 
 from medreason.config import Format
-from medreason.disk import whole_file
-from medreason.hub import hub_name
-from medreason.outside import markdown, one_line
-from medreason.overrides import command_line
-from medreason.preflight import EMBEDDED
-from medreason.prompts import FORMATS
-from medreason.recorded import finite, look_up, mapping, read_mapping
-from medreason.run_directory import tokens_trained
-from medreason.sweep_results import with_interval
-from medreason.what_next import ollama, text
+from medreason.core.disk import whole_file
+from medreason.core.hub import hub_name
+from medreason.core.outside import markdown, one_line
+from medreason.core.overrides import command_line
+from medreason.core.recorded import finite, look_up, mapping, read_mapping
+from medreason.core.run_directory import tokens_trained
+from medreason.core.what_next import ollama, text
+from medreason.models.checks import EMBEDDED
+from medreason.models.prompts import FORMATS
+from medreason.report.results import with_interval
 
 NOT_MEASURED = "not measured"
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
@@ -171,7 +171,7 @@ def usage(name: str, kind: str, config: Mapping[str, Any]) -> str:
         imports.insert(0, "from peft import PeftModel")
         base = text(path)
         if path.startswith(EMBEDDED):
-            imports.insert(0, "from medreason.embedded import materialize")
+            imports.insert(0, "from medreason.models.embedded import materialize")
             base = f"materialize({text(path.removeprefix(EMBEDDED))})"
         pinned = f", revision={text(revision)}" if isinstance(revision, str) else ""
         load = [

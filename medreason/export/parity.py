@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from medreason.progress_line import AnswersLine
+    from medreason.core.progress_line import AnswersLine
 
 # largest difference of two logits, as a share of the largest logit: what rounding makes of some tens of layers
 TOLERANCE = {"float32": 1e-4, "float16": 2**-7, "bfloat16": 2**-5}
@@ -120,7 +120,7 @@ def observe(
     """
     import torch
 
-    from medreason.generate import counting, left_padded
+    from medreason.inference.batched import counting, left_padded
 
     texts: list[str] = []
     tokens: list[list[int]] = []

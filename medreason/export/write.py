@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medreason.answerer import questions_of
-from medreason.command import command
 from medreason.config import (
     Checkpoint,
     ConfigError,
@@ -31,20 +29,22 @@ from medreason.config import (
     Quantization,
     RunFailed,
 )
-from medreason.disk import disk_full
-from medreason.gguf_export import check_end, check_weights, find_tools, write_gguf
-from medreason.hub import check_push, push
-from medreason.outside import literal
-from medreason.preflight import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
-from medreason.progress import say
-from medreason.progress_line import AnswersLine
-from medreason.recorded import look_up, read_mapping
-from medreason.run_directory import adapter_of, weights_digest, write_json
-from medreason.run_log import kept_log
-from medreason.what_next import after_export
+from medreason.core.cli import command
+from medreason.core.disk import disk_full
+from medreason.core.hub import check_push, push
+from medreason.core.outside import literal
+from medreason.core.progress import say
+from medreason.core.progress_line import AnswersLine
+from medreason.core.recorded import look_up, read_mapping
+from medreason.core.run_directory import adapter_of, weights_digest, write_json
+from medreason.core.run_log import kept_log
+from medreason.core.what_next import after_export
+from medreason.export.gguf import check_end, check_weights, find_tools, write_gguf
+from medreason.inference.target import questions_of
+from medreason.models.checks import check_hub_model, check_model_path, check_safetensors, hub_answers, on_hub
 
 if TYPE_CHECKING:
-    from medreason.parity import Parity
+    from medreason.export.parity import Parity
 
 
 def export(config: ExportConfig) -> None:
@@ -69,7 +69,7 @@ def export(config: ExportConfig) -> None:
     if config.push:
         say(f"pushing to {config.push}, {'for anyone' if config.public else 'for its owner alone'}")
         say(f"pushed: {push(output, config.push, config.public)}")
-    from medreason.model import local_path
+    from medreason.models.load import local_path
 
     rank = read_mapping(run.adapter / "adapter_config.json")[0]["r"]
     for line in after_export(output, kind, base=local_path(run.model), rank=rank, style=run.style):
@@ -134,8 +134,8 @@ def write_export(
         say("importing transformers and PEFT")
         from transformers import AutoTokenizer
 
-        from medreason.model_card import card_of_run
-        from medreason.prompts import asked_text
+        from medreason.export.model_card import card_of_run
+        from medreason.models.prompts import asked_text
 
         tokenizer: Any = AutoTokenizer.from_pretrained(run.adapter)
         prompts = [asked_text(tokenizer, question, run.style) for question in questions_of(run.folder, questions)]
@@ -178,8 +178,8 @@ def write_checked(
     from rich.console import Console
     from rich.table import Table
 
-    from medreason.model import local_path
-    from medreason.parity import adapted_layers, compare, observe
+    from medreason.export.parity import adapted_layers, compare, observe
+    from medreason.models.load import local_path
 
     base = load_weights(local_path(run.model), run.model.revision)
     dtype = str(base.dtype).removeprefix("torch.")
@@ -280,7 +280,7 @@ def copy_adapter(run: Run, target: Path) -> None:
 
 def tell_servers(tokenizer: Any, style: Format) -> None:
     """Has the tokenizer say how a server is to ask, and to part reasoning and answer: all that it has to go by."""
-    from medreason.prompts import response_template, served_chat_template
+    from medreason.models.prompts import response_template, served_chat_template
 
     tokenizer.response_template = response_template(tokenizer, style)
     tokenizer.chat_template = served_chat_template(tokenizer, style)
@@ -294,7 +294,3 @@ def merge(adapted: Any) -> Any:
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a draft is taken away
     command(export, "export", ExportConfig)
-
-
-if __name__ == "__main__":
-    main()

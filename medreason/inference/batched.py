@@ -1,4 +1,4 @@
-"""Prompts -> what a model writes, in batches that end together; medreason/continuous.py has those that do not."""
+"""Prompts -> what a model writes, in batches that end together; inference/continuous.py has those that do not."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from medreason.config import Format, Precision
-from medreason.control_tokens import encode
-from medreason.progress_line import AnswersLine
-from medreason.prompts import asked_text, parse_answer
+from medreason.core.progress_line import AnswersLine
+from medreason.models.control_tokens import encode
+from medreason.models.prompts import asked_text, parse_answer
 
 
 @dataclass(frozen=True)

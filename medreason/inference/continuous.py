@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from medreason.config import Precision, RunFailed, TrainConfig
-from medreason.control_tokens import encode
-from medreason.generate import Written, written_text
-from medreason.model import local_path
-from medreason.preflight import lacks_bfloat16
+from medreason.inference.batched import Written, written_text
+from medreason.models.checks import lacks_bfloat16
+from medreason.models.control_tokens import encode
+from medreason.models.load import local_path
 
 ATTENTION = "paged|varlen"
 NEW_RESULT_SECONDS = 1.0  # how long to wait for one before looking whether the engine still lives

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from medreason.config import ConfigError
-from medreason.control_tokens import encode
-from medreason.documents import Document
+from medreason.data.tokenization import Document
+from medreason.models.control_tokens import encode
 
 
 @dataclass(frozen=True)

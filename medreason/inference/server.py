@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medreason.config import Format, RunFailed
-from medreason.generate import Written
-from medreason.preflight import API_KEY
-from medreason.prompts import joined_text
+from medreason.inference.batched import Written
+from medreason.models.checks import API_KEY
+from medreason.models.prompts import joined_text
 
 PATIENCE_SECONDS = 3600.0  # for one answer: a server lets a request wait for its turn
 BUSY_SECONDS = 1.0  # until a server without a free place is asked again

@@ -7,15 +7,15 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from medreason import embedded
-from medreason.chat_template import check_chat_template
-from medreason.command import composed
 from medreason.config import Checkpoint, ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
-from medreason.hub import NotAllowed, hub_name
-from medreason.preflight import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
-from medreason.prompts import FORMATS
-from medreason.run_directory import adapter_of, folder_name, read_json, run_config
-from medreason.sources import needs_hub
+from medreason.core.cli import composed
+from medreason.core.hub import NotAllowed, hub_name
+from medreason.core.run_directory import adapter_of, folder_name, read_json, run_config
+from medreason.data.sources import needs_hub
+from medreason.models import embedded
+from medreason.models.chat_template import check_chat_template
+from medreason.models.checks import EMBEDDED, check_hub_model, check_model_path, check_safetensors, settle_hub
+from medreason.models.prompts import FORMATS
 
 # settings of LoRA that are always these here
 PLAIN: dict[str, Any] = {"bias": "none", "rank_pattern": {}, "alpha_pattern": {}, "modules_to_save": None}
@@ -151,7 +151,7 @@ def alone(model: str) -> TrainConfig:
 
 def questions_of(folder: Path, count: int) -> list[str]:
     """Held-out questions that the run answered, then clinical cases made by rule: always `count`."""
-    from medreason.clinical_cases import generate_cases
+    from medreason.data.clinical_cases import generate_cases
 
     try:
         samples = json.loads((folder / "samples.json").read_text(encoding="utf-8"))

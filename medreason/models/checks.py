@@ -9,8 +9,6 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
-from medreason import embedded
-from medreason.chat_template import check_chat_template
 from medreason.config import (
     ConfigError,
     LoggerConfig,
@@ -23,10 +21,12 @@ from medreason.config import (
     check,
     steps_of,
 )
-from medreason.hub import NotAllowed, check_readable
-from medreason.prompts import FORMATS
-from medreason.run_directory import read_json
-from medreason.storage import hidden
+from medreason.core.hub import NotAllowed, check_readable
+from medreason.core.run_directory import read_json
+from medreason.core.storage import hidden
+from medreason.models import embedded
+from medreason.models.chat_template import check_chat_template
+from medreason.models.prompts import FORMATS
 
 EMBEDDED = "embedded:"
 API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read

@@ -13,11 +13,11 @@ from typing import Any
 
 import filelock
 
-from medreason.cache import cache_folder
 from medreason.config import ConfigError
-from medreason.disk import digest_of, whole_folder
-from medreason.run_directory import read_json, write_json
-from medreason.run_log import kept_log
+from medreason.core.cache import cache_folder
+from medreason.core.disk import digest_of, whole_folder
+from medreason.core.run_directory import read_json, write_json
+from medreason.core.run_log import kept_log
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 DIGESTS = "digests.json"  # of a model's files, beside them
@@ -117,7 +117,7 @@ def write_tiny(folder: Path) -> None:
     torch.set_rng_state(generator_state)
 
 
-# `python -m medreason.embedded` at set-up saves the first run from the conversion's minute
+# `python -m medreason.models.embedded` at set-up saves the first run from the conversion's minute
 WRITERS: dict[str, Callable[[Path], None]] = {"smollm2_135m": write_smollm2, "tiny": write_tiny}
 
 if __name__ == "__main__":

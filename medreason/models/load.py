@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medreason import embedded
 from medreason.batch import PackedBatch
 from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig
-from medreason.flops import peak_flops, shape_of
-from medreason.memory import GIB, Need, choose, describe, lora_weights, seconds
-from medreason.preflight import EMBEDDED
-from medreason.progress import say
-from medreason.prompts import MISTRAL_CHAT_TEMPLATE, dated
-from medreason.shared_cpu import share_cpu
+from medreason.core.progress import say
+from medreason.core.shared_cpu import share_cpu
+from medreason.models import embedded
+from medreason.models.checks import EMBEDDED
+from medreason.models.flops import peak_flops, shape_of
+from medreason.models.memory import GIB, Need, choose, describe, lora_weights, seconds
+from medreason.models.prompts import MISTRAL_CHAT_TEMPLATE, dated
 
 LONGEST_CONTEXT = 32_768  # tokens; a model that reads more is not loaded for more
 
@@ -133,7 +133,7 @@ def load_model(
     """
     share_cpu()
     if model.precision.compiled:
-        from medreason.compiled import load_compiled
+        from medreason.engine.layers import load_compiled
 
         fp8 = model.precision is Precision.fp8
         return load_compiled(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from medreason.batch import LOGIT_ROWS
 from medreason.config import Algorithm, ConfigError, Precision, Recompute
-from medreason.flops import Shape, linear_weights, token_flops
+from medreason.models.flops import Shape, linear_weights, token_flops
 
 GIB = 2**30
 FITS = 0.96  # of the free memory: estimates are within 2% of what was measured, and what was not may be further off

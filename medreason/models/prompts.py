@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medreason.chat_template import rendered
 from medreason.config import Format
-from medreason.control_tokens import encode, hide
+from medreason.models.chat_template import rendered
+from medreason.models.control_tokens import encode, hide
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ FORMATS = {
     ),
 }
 
-# System turns wait for the user turn that they join, a blank line between them, as rows are read (records.py).
+# System turns wait for the user turn that they join, a blank line between them, as rows are read (data/examples.py).
 SYSTEM_TURN = (
     "{% if message['role'] in ('system', 'developer') %}"
     "{% if message['content'] %}{% set waiting.text = waiting.text + message['content'] + '\\n\\n' %}{% endif %}"

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from medreason.config import Format
-from medreason.json_lines import read_json_lines
-from medreason.named_runs import measured_on
-from medreason.page import amount, duration, page, paragraph, picture, prose, section, short, table, told
-from medreason.recorded import finite, look_up, mapping, read_mapping
-from medreason.run_directory import nearby, on_cpu, read_metrics
-from medreason.run_page import is_right, score_cells
-from medreason.sweep_results import Trial, read_trial
+from medreason.core.json_lines import read_json_lines
+from medreason.core.named_runs import measured_on
+from medreason.core.recorded import finite, look_up, mapping, read_mapping
+from medreason.core.run_directory import nearby, on_cpu, read_metrics
+from medreason.report.html import amount, duration, page, paragraph, picture, prose, section, short, table, told
+from medreason.report.results import Trial, read_trial
+from medreason.report.run_page import is_right, score_cells
 
 ABSENT = "\u2013"  # where a run has no such setting or result
 
@@ -110,7 +110,7 @@ class Tested:
 
 
 def tested(runs: Sequence[Compared]) -> list[Tested]:
-    from medreason.scores import compare  # scipy is slow to import, and --help needs none
+    from medreason.report.scores import compare  # scipy is slow to import, and --help needs none
 
     found = []
     for evaluation in sorted(
@@ -134,7 +134,7 @@ def answers(path: Path) -> list[dict[str, Any]]:
 
 def held_out(runs: Sequence[Compared]) -> list[str]:
     """By run after the first: how its answers to the held-out questions do against the first's, where both had them."""
-    from medreason.statistics import in_words
+    from medreason.report.statistics import in_words
 
     def right(run: Compared) -> dict[str, bool]:
         try:
@@ -173,7 +173,7 @@ def told_of(runs: Sequence[Compared], words: Sequence[str]) -> list[tuple[Compar
 
 def comparison_page(runs: Sequence[Compared]) -> str:
     """The page; its picture is written on the way, into the first run's folder."""
-    from medreason.run_curves import beside  # matplotlib is slow to import, and --help needs none
+    from medreason.report.run_curves import beside  # matplotlib is slow to import, and --help needs none
 
     names, first = [run.name for run in runs], runs[0].name
     settings = differing(runs)

@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medreason.disk import whole_file
-from medreason.overrides import command_line
+from medreason.core.disk import whole_file
+from medreason.core.overrides import command_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from medreason.comparison_page import comparison_page, read_compared, summary
 from medreason.config import ConfigError
-from medreason.disk import describe_full, disk_full, whole_file
-from medreason.named_runs import NAMES, find_run
-from medreason.outside import one_line
-from medreason.overrides import command_line, override
-from medreason.page import (
+from medreason.core.disk import describe_full, disk_full, whole_file
+from medreason.core.named_runs import NAMES, find_run
+from medreason.core.outside import one_line
+from medreason.core.overrides import command_line, override
+from medreason.core.progress import speak_safely
+from medreason.core.recorded import mapping, read_mapping
+from medreason.core.what_next import from_here
+from medreason.report.comparison import comparison_page, read_compared, summary
+from medreason.report.html import (
     amount,
     command_block,
     duration,
@@ -31,10 +34,7 @@ from medreason.page import (
     table,
     tiles,
 )
-from medreason.progress import speak_safely
-from medreason.recorded import mapping, read_mapping
-from medreason.run_page import run_page
-from medreason.sweep_results import (
+from medreason.report.results import (
     Trial,
     by_start,
     finished,
@@ -45,7 +45,8 @@ from medreason.sweep_results import (
     setting,
     varied,
 )
-from medreason.sweep_statistics import (
+from medreason.report.run_page import run_page
+from medreason.report.sweep_statistics import (
     BEST_SHARE,
     LEAST_FINISHED,
     Repeats,
@@ -55,7 +56,6 @@ from medreason.sweep_statistics import (
     repeats,
     saved_by_pruning,
 )
-from medreason.what_next import from_here
 
 
 def trial_cells(trial: Trial, keys: Sequence[str]) -> list[str]:
@@ -204,7 +204,7 @@ def repeat(trial: Trial) -> str:
 
 def sweep_pictures(trials: Sequence[Trial], metric: str, folder: Path) -> tuple[list[str], list[str]]:
     """A sweep's course and its settings, drawn; the pictures are written to the folder, too."""
-    from medreason import sweep_plots as plots  # matplotlib is slow to import, and --help needs none
+    from medreason.report import plots  # matplotlib is slow to import, and --help needs none
 
     keys, shares, done = varied(trials), importance(trials), len(finished(trials))
     course = [
@@ -318,7 +318,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print("\n".join(map(one_line, lines)))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

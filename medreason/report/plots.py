@@ -11,9 +11,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from medreason.outside import drawn, prepare_pictures
-from medreason.page import amount, short
-from medreason.sweep_results import Setting, Trial, by_start, finished, numeric
+from medreason.core.outside import drawn, prepare_pictures
+from medreason.report.html import amount, short
+from medreason.report.results import Setting, Trial, by_start, finished, numeric
 
 prepare_pictures()
 BEST, DONE, PRUNED = "#d55e00", "#0072b2", "#808894"  # the first two of Okabe and Ito

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from medreason.recorded import finite, look_up, mapping, read_mapping
-from medreason.run_directory import read_cells, repeatable, series
+from medreason.core.recorded import finite, look_up, mapping, read_mapping
+from medreason.core.run_directory import read_cells, repeatable, series
 
 Setting = int | float | str
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "running"}
@@ -83,7 +83,7 @@ def read_sweep(sweep: Path) -> list[Trial]:
     """Every trial, by number.
 
     SWEEP/sweep.json        of an Optuna sweep: what was searched, and what all trials share
-    SWEEP/0, SWEEP/1, ...   a run directory each (medreason/run_directory.py); an Optuna sweep adds trial.json
+    SWEEP/0, SWEEP/1, ...   a run directory each (medreason/core/run_directory.py); an Optuna sweep adds trial.json
     SWEEP/confirmed/0, ...  the best configurations again, each with several seeds (sweeps=confirm_best)
     """
     return [read_trial(folder) for folder in trial_folders(sweep)]

@@ -7,11 +7,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from medreason.disk import whole_file
-from medreason.outside import drawn, prepare_pictures
-from medreason.page import short
-from medreason.recorded import finite, mapping
-from medreason.run_directory import read_metrics, series
+from medreason.core.disk import whole_file
+from medreason.core.outside import drawn, prepare_pictures
+from medreason.core.recorded import finite, mapping
+from medreason.core.run_directory import read_metrics, series
+from medreason.report.html import short
 
 # of Okabe and Ito, told apart by colour-blind readers; widths and markers differ, too
 TRAIN, HELD_OUT, RATE, NORM = "#56b4e9", "#d55e00", "#009e73", "#cc79a7"

@@ -6,10 +6,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from medreason.clinical_cases import answers_match
 from medreason.config import Format
-from medreason.json_lines import read_json_lines
-from medreason.page import (
+from medreason.core.json_lines import read_json_lines
+from medreason.core.recorded import finite, look_up, mapping, read_mapping
+from medreason.core.run_directory import ADAPTER, on_cpu
+from medreason.core.what_next import after_run, after_stop
+from medreason.data.clinical_cases import answers_match
+from medreason.models.prompts import parse_answer
+from medreason.report.html import (
     amount,
     answer,
     command,
@@ -26,11 +30,7 @@ from medreason.page import (
     table,
     tiles,
 )
-from medreason.prompts import parse_answer
-from medreason.recorded import finite, look_up, mapping, read_mapping
-from medreason.run_directory import ADAPTER, on_cpu
-from medreason.sweep_results import Trial, read_trial, with_interval
-from medreason.what_next import after_run, after_stop
+from medreason.report.results import Trial, read_trial, with_interval
 
 # of a run's configuration, what a reader asks for first
 TELLING = (
@@ -43,7 +43,7 @@ TELLING = (
 
 def run_page(run: Path) -> str:
     """The page of one run; its picture is written on the way."""
-    from medreason.run_curves import curves_of  # matplotlib is slow to import, and --help needs none
+    from medreason.report.run_curves import curves_of  # matplotlib is slow to import, and --help needs none
 
     trial = read_trial(run)
     (record, _), (config, _) = read_mapping(run / "run.json"), read_mapping(run / "config.yaml")

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from medreason.statistics import (
+from medreason.report.statistics import (
     accuracy_at_coverage,
     bootstrap_mean,
     brier,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from medreason.sweep_results import Setting, Trial, finished, numeric
+from medreason.report.results import Setting, Trial, finished, numeric
 
 LEAST_FINISHED = 8  # trials, below which importance is noise
 BEST_SHARE = 0.25  # of the trials: what importance asks about. Optuna's 0.1 is two trials of twenty

@@ -9,10 +9,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from medreason.config import ConfigError, Format, LoggerConfig, LoggerKind, TrainConfig, check
-from medreason.overrides import agents_settings, spelled
-from medreason.progress import describe_swept, say
-from medreason.prompts import parse_answer
-from medreason.run_directory import read_json, settings_of
+from medreason.core.overrides import agents_settings, spelled
+from medreason.core.progress import describe_swept, say
+from medreason.core.run_directory import read_json, settings_of
+from medreason.models.prompts import parse_answer
 
 # W&B's limits: the client checks projects and tags, the server the rest
 LONGEST_NAME, LONGEST_TAG = 128, 64  # characters

@@ -28,10 +28,10 @@ from transformers.cli.serving.response import UNUSED_RESPONSE_FIELDS, ResponseHa
 from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
 
 from medreason.config import ConfigError
-from medreason.control_tokens import encode, hide
-from medreason.preflight import lacks_bfloat16
-from medreason.progress import say
-from medreason.request_checks import Body, Refused, check_model, checked
+from medreason.core.progress import say
+from medreason.models.checks import lacks_bfloat16
+from medreason.models.control_tokens import encode, hide
+from medreason.serve.request_checks import Body, Refused, check_model, checked
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]

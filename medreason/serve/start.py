@@ -16,18 +16,18 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from medreason.cache import cache_folder
-from medreason.command import command
 from medreason.config import Checkpoint, ConfigError, Engine, ExportFormat, Quantization, RunFailed, ServeConfig
-from medreason.export import check_base, read_run, write_export
-from medreason.own_process import carry_out, describe_exit
-from medreason.preflight import check_installed, check_port, check_safetensors
-from medreason.progress import quieten, say
-from medreason.recorded import read_mapping
-from medreason.run_directory import adapter_of, read_json, weights_digest
-from medreason.run_log import kept_log
-from medreason.settings_help import root
-from medreason.what_next import VLLM_PARSER
+from medreason.core.cache import cache_folder
+from medreason.core.cli import command
+from medreason.core.processes import carry_out, describe_exit
+from medreason.core.progress import quieten, say
+from medreason.core.recorded import read_mapping
+from medreason.core.run_directory import adapter_of, read_json, weights_digest
+from medreason.core.run_log import kept_log
+from medreason.core.settings_help import root
+from medreason.core.what_next import VLLM_PARSER
+from medreason.export.write import check_base, read_run, write_export
+from medreason.models.checks import check_installed, check_port, check_safetensors
 
 MAX_REQUESTS = {Engine.transformers: 64, Engine.vllm: 256}  # at work and waiting; at work
 
@@ -64,7 +64,7 @@ def serve(config: ServeConfig) -> None:
 def by_transformers(config: ServeConfig, folder: Path, ready: Callable[[], None]) -> None:
     """Serves in this process until Ctrl-C or SIGTERM. Raises RunFailed where nothing could listen."""
     quieten()
-    from medreason.endpoint import Endpoint, load_served, serve_requests
+    from medreason.serve.endpoint import Endpoint, load_served, serve_requests
 
     served = load_served(str(folder), model_name(folder), served_tokens(folder))
     endpoint = Endpoint(served, config.max_requests or MAX_REQUESTS[config.engine])
@@ -156,7 +156,7 @@ def model_name(folder: Path) -> str:
 
 def served_tokens(folder: Path) -> int:
     """How long a prompt and its answer may be together, in tokens."""
-    from medreason.model import LONGEST_CONTEXT
+    from medreason.models.load import LONGEST_CONTEXT
 
     config = read_json(folder / "config.json")
     positions = (config.get("text_config") or config).get("max_position_embeddings")
@@ -189,13 +189,9 @@ def describe_reasoning(engine: Engine, template: dict[str, Any] | None) -> str:
             if engine is Engine.vllm
             else "message.reasoning_content"
         )
-    return "reasoning stays in message.content; medreason.prompts.parse_answer takes it apart"
+    return "reasoning stays in message.content; medreason.models.prompts.parse_answer takes it apart"
 
 
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the draft of an export is taken away
     command(serve, "serve", ServeConfig)
-
-
-if __name__ == "__main__":
-    main()

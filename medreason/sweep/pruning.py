@@ -12,9 +12,9 @@ import optuna
 from lightning.pytorch.callbacks import Callback
 
 from medreason.config import ConfigError, Pruner
-from medreason.recorded import mapping
-from medreason.run_directory import read_json, resolve_checkpoint
-from medreason.study import make_pruner, open_study
+from medreason.core.recorded import mapping
+from medreason.core.run_directory import read_json, resolve_checkpoint
+from medreason.sweep.study import make_pruner, open_study
 
 
 class Pruned(Exception):

@@ -18,12 +18,12 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, RunFailed, TrialsConfig
-from medreason.overrides import command_line, override
-from medreason.own_process import carry_out, claim, note_death, note_end, one_gpu, reporter, run_command
-from medreason.progress import describe_swept, say
-from medreason.recorded import mapping
-from medreason.run_directory import read_json, repeatable, write_json
-from medreason.study import Propose, begin, running, settle
+from medreason.core.overrides import command_line, override
+from medreason.core.processes import carry_out, claim, note_death, note_end, one_gpu, reporter, run_command
+from medreason.core.progress import describe_swept, say
+from medreason.core.recorded import mapping
+from medreason.core.run_directory import read_json, repeatable, write_json
+from medreason.sweep.study import Propose, begin, running, settle
 
 # a trial's values in the study -> its overrides, and what of them tells it apart
 Describe = Callable[[dict[str, Any]], tuple[list[str], dict[str, str]]]

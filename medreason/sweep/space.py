@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
 
 from medreason.config import ConfigError, TrainConfig
-from medreason.overrides import as_meant, spelled
+from medreason.core.overrides import as_meant, spelled
 
 LISTS_AS_CHOICES = "Choices for a categorical distribution should be"  # Optuna warns of lists, and keeps them well
 

@@ -25,10 +25,10 @@ from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
-from medreason.recorded import mapping
-from medreason.run_directory import read_json, tokens_trained, write_json
-from medreason.space import LISTS_AS_CHOICES, size
-from medreason.storage import VARIABLE, hidden, keep, public, whole
+from medreason.core.recorded import mapping
+from medreason.core.run_directory import read_json, tokens_trained, write_json
+from medreason.core.storage import VARIABLE, hidden, keep, public, whole
+from medreason.sweep.space import LISTS_AS_CHOICES, size
 
 # a trial to carry out next; None: nothing is left to try
 Propose = Callable[[optuna.Study], dict[str, Any] | None]

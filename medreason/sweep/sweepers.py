@@ -1,6 +1,6 @@
 """Hydra's sweepers of this project: a search by Optuna, its best trials again with several seeds, a plain grid.
 
-sweep --propose--> trial of a study on disk --Hydra's launcher--> run_trial --own_process--> python -m medreason.train
+sweep --propose--> trial of a study on disk --Hydra's launcher--> run_trial --processes--> python -m medreason.train
                           ^                                                                        |
                           +------------------------ settle <-- run.json of the trial --------------+
 
@@ -21,19 +21,19 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from medreason.command import known_keys, load, unknown_setting
 from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, steps_of, typed
-from medreason.outside import one_line
-from medreason.overrides import override, spelled
-from medreason.progress import say
-from medreason.run_directory import check_can_write, read_json, write_json
-from medreason.space import read_space, shown
-from medreason.storage import SETTING, public
+from medreason.core.cli import known_keys, load, unknown_setting
+from medreason.core.outside import one_line
+from medreason.core.overrides import override, spelled
+from medreason.core.progress import say
+from medreason.core.run_directory import check_can_write, read_json, write_json
+from medreason.core.storage import SETTING, public
+from medreason.sweep.space import read_space, shown
 
 if TYPE_CHECKING:  # Optuna's import takes a second that a mistaken command need not wait for
     from optuna.distributions import BaseDistribution
 
-    from medreason.corpus import Split
+    from medreason.data.corpus import Split
 
 
 class OptunaSweeper(Sweeper):
@@ -56,8 +56,8 @@ class OptunaSweeper(Sweeper):
         folder = sweep_folder(self.command)
         min_steps = first_rung(settings, *prepare_data(self.command))
         check_same_sweep(folder, self.command, space)
-        from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
-        from medreason.trials import carry_out_trials, check_any_finished
+        from medreason.sweep.runner import carry_out_trials, check_any_finished
+        from medreason.sweep.study import make_pruner, open_study, propose_new, spent, storage_url
 
         url = storage_url(settings.storage, folder)
         pruning = {
@@ -105,8 +105,8 @@ class ConfirmSweeper(Sweeper):
             raise ConfigError(f"{others[0]}: sweeps=confirm_best repeats trials as they were, but for the seed")
         from optuna.distributions import CategoricalDistribution
 
-        from medreason.study import make_pruner, open_study, propose_listed, storage_url
-        from medreason.trials import best_trials, carry_out_trials, check_any_finished
+        from medreason.sweep.runner import best_trials, carry_out_trials, check_any_finished
+        from medreason.sweep.study import make_pruner, open_study, propose_listed, storage_url
 
         best = best_trials(Path(settings.sweep), settings.top)
         folder = sweep_folder(self.command)
@@ -152,7 +152,7 @@ class GridSweeper(Sweeper):
             return self.own.sweep(arguments)  # raises what the first failed job did, once all are carried out
         finally:
             if self.command.hydra.job.name == "train":
-                from medreason.report import ranking
+                from medreason.report.pages import ranking
 
                 for line in ranking(Path(str(self.command.hydra.sweep.dir)).expanduser()):
                     print(one_line(line))
@@ -180,7 +180,7 @@ def trial_launcher(hydra_context: HydraContext, config: DictConfig) -> Launcher:
     """The launcher that the command asks for, with run_trial to launch. Raises ConfigError outside medreason.train."""
     if config.hydra.job.name != "train":
         raise ConfigError(f"sweeps are for medreason.train, not for medreason.{config.hydra.job.name}")
-    from medreason.trials import run_trial
+    from medreason.sweep.runner import run_trial
 
     return Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=run_trial, config=config)
 
@@ -228,9 +228,9 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def prepare_data(config: DictConfig) -> "tuple[TrainConfig, Split]":
     """Reads the rows once, into the cache that all trials share. Raises ConfigError as a trial would, but now."""
-    from medreason.corpus import read_split
-    from medreason.preflight import check_model_path, settle_hub
-    from medreason.sources import needs_hub
+    from medreason.data.corpus import read_split
+    from medreason.data.sources import needs_hub
+    from medreason.models.checks import check_model_path, settle_hub
 
     typed_config = load(run_settings(config), TrainConfig)
     check_model_path(typed_config.model)
@@ -247,8 +247,8 @@ def first_rung(settings: SearchConfig, config: TrainConfig, split: "Split") -> i
     """
     if settings.min_steps >= 1 or settings.pruner is Pruner.none:
         return max(1, int(settings.min_steps))
-    from medreason.datamodule import prepare
-    from medreason.model import load_tokenizer
+    from medreason.data.datamodule import prepare
+    from medreason.models.load import load_tokenizer
 
     trainer = config.trainer
     data = prepare(config, split, load_tokenizer(config.model), lambda line: None)
@@ -260,7 +260,7 @@ def first_rung(settings: SearchConfig, config: TrainConfig, split: "Split") -> i
 
 def show(folder: Path) -> None:
     """Draws a sweep's report. What keeps it from being drawn is said, and ends nothing."""
-    from medreason.report import write_report
+    from medreason.report.pages import write_report
 
     try:
         for line in write_report(folder, top=10):

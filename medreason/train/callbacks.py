@@ -22,10 +22,10 @@ from torch import Tensor
 
 from medreason.batch import PackedBatch
 from medreason.config import RunFailed
-from medreason.disk import whole_file
-from medreason.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
-from medreason.progress import first_process, say, short_number, spoken
-from medreason.progress_line import ProgressLine, hours
+from medreason.core.disk import whole_file
+from medreason.core.progress import first_process, say, short_number, spoken
+from medreason.core.progress_line import ProgressLine, hours
+from medreason.models.flops import attention_flops, fp8_peak_flops, peak_flops, shape_of, token_flops
 
 Mark = float | torch.cuda.Event  # a moment: of the host's clock in seconds, or of the GPU's work
 

@@ -11,9 +11,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from medreason.batch import PackedBatch
 from medreason.config import OptimConfig, RunFailed
-from medreason.model import summed_loss
-from medreason.optimizer import build_optimizer, build_schedule, settle_rates
-from medreason.progress import say
+from medreason.core.progress import say
+from medreason.models.load import summed_loss
+from medreason.train.optimizer import build_optimizer, build_schedule, settle_rates
 
 
 class AdapterMismatch(ValueError):

@@ -5,7 +5,7 @@
     logger=trackio       RUN/trackio/        and a Space of yours: TRACKIO_SPACE_ID
 
 Each holds what metrics.csv holds. A run that is resumed begins these anew, as it does metrics.csv, with what its
-checkpoint has behind it: what came after that is trained again. W&B has a module of its own (wandb_runs.py).
+checkpoint has behind it: what came after that is trained again. W&B has a module of its own (report/wandb.py).
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 
 from medreason.config import LoggerKind, TrainConfig
-from medreason.progress import describe_swept, say
-from medreason.run_directory import as_number, settings_of
+from medreason.core.progress import describe_swept, say
+from medreason.core.run_directory import as_number, settings_of
 
 
 def outside_logger(

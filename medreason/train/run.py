@@ -18,20 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 
-from medreason import sweeper
-from medreason.command import command, swept_settings
 from medreason.config import ConfigError, Format, LoggerKind, Recompute, RunFailed, TrainConfig, steps_of
-from medreason.corpus import read_split
-from medreason.disk import whole_folder
-from medreason.model_card import write_cards
-from medreason.outside import literal, one_line
-from medreason.overrides import command_line, override
-from medreason.own_process import alone, carry_out, describe_exit, one_of_several, run_command
-from medreason.preflight import check_logger, check_run, check_steps, describe_few, lightning_precision
-from medreason.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
-from medreason.recorded import finite, mapping
-from medreason.resume import nothing_left, repeated
-from medreason.run_directory import (
+from medreason.core.cli import command, swept_settings
+from medreason.core.disk import whole_folder
+from medreason.core.outside import literal, one_line
+from medreason.core.overrides import command_line, override
+from medreason.core.processes import alone, carry_out, describe_exit, one_of_several, run_command
+from medreason.core.progress import describe_corpus, describe_data, first_process, quieten, say, spoken
+from medreason.core.recorded import finite, mapping
+from medreason.core.resume import nothing_left, repeated
+from medreason.core.run_directory import (
     ADAPTER,
     LAST_ADAPTER,
     check_resumed,
@@ -47,16 +43,20 @@ from medreason.run_directory import (
     write_json,
     write_settings,
 )
-from medreason.run_log import child_output, logged, told_traceback
-from medreason.sources import needs_hub
-from medreason.wandb_runs import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
-from medreason.what_next import after_run
+from medreason.core.run_log import child_output, logged, told_traceback
+from medreason.core.what_next import after_run
+from medreason.data.corpus import read_split
+from medreason.data.sources import needs_hub
+from medreason.export.model_card import write_cards
+from medreason.models.checks import check_logger, check_run, check_steps, describe_few, lightning_precision
+from medreason.report.wandb import agent_parameters, check_wandb, finish_wandb, log_samples, wandb_logger
+from medreason.sweep import sweepers
 
 if TYPE_CHECKING:
-    from medreason.corpus import Split
-    from medreason.datamodule import MedicalReasoningData
-    from medreason.finetuner import Finetuner
-    from medreason.memory import Need
+    from medreason.data.corpus import Split
+    from medreason.data.datamodule import MedicalReasoningData
+    from medreason.models.memory import Need
+    from medreason.train.finetuner import Finetuner
 
 
 @logged("train.log")
@@ -97,8 +97,8 @@ def prepared(
     config: TrainConfig, split: "Split", resumed: Path | None, say: Callable[[str], None]
 ) -> tuple[Any, "MedicalReasoningData"]:
     """Tokenizer and rows of a run. Raises ConfigError for what it could not train on, or would learn nothing from."""
-    from medreason.datamodule import ResumeMismatch, prepare
-    from medreason.model import check_lora, load_tokenizer
+    from medreason.data.datamodule import ResumeMismatch, prepare
+    from medreason.models.load import check_lora, load_tokenizer
 
     check_lora(config.model, config.lora)
     tokenizer = load_tokenizer(config.model)
@@ -134,7 +134,7 @@ def planned_otherwise(
     if earlier is None or behind >= total_steps:
         return []
     trainer = earlier.trainer
-    from medreason.optimizer import describe_course
+    from medreason.train.optimizer import describe_course
 
     planned = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
     return [] if planned == total_steps else [describe_course(config.optim, behind, planned, total_steps)]
@@ -175,15 +175,15 @@ INTERRUPTED = 130  # exit code of a run that was asked to stop, as a shell has i
 
 def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any) -> None:
     """Trains in this process, alone or as one of several. Whatever happens, run.json says how it ended."""
-    from medreason.memory import GIB, out_of_memory
-    from medreason.model import import_unsloth, load_model, plan_memory, trained_dtype
+    from medreason.models.load import import_unsloth, load_model, plan_memory, trained_dtype
+    from medreason.models.memory import GIB, out_of_memory
 
     take_own_gpu()
     if not config.model.precision.compiled:
         say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
-    from medreason.callbacks import Stopped
-    from medreason.trial import Pruned, own_checkpoint
+    from medreason.sweep.pruning import Pruned, own_checkpoint
+    from medreason.train.callbacks import Stopped
 
     resumed = resumed or own_checkpoint(run)
     tokenizer, data = prepared(config, split, resumed, say)
@@ -317,7 +317,10 @@ def fit(
     from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    from medreason.callbacks import (
+    from medreason.core.run_directory import metrics_logger
+    from medreason.report.run_curves import draw_curves
+    from medreason.sweep.pruning import reports
+    from medreason.train.callbacks import (
         BestCheckpoint,
         Patience,
         StepLine,
@@ -326,12 +329,9 @@ def fit(
         checkpoints,
         peak_memory_gib,
     )
-    from medreason.finetuner import AdapterMismatch, Finetuner
-    from medreason.loggers import outside_logger
-    from medreason.run_curves import draw_curves
-    from medreason.run_directory import metrics_logger
-    from medreason.sample_answers import SampleAnswers
-    from medreason.trial import reports
+    from medreason.train.finetuner import AdapterMismatch, Finetuner
+    from medreason.train.loggers import outside_logger
+    from medreason.train.sample_answers import SampleAnswers
 
     processes = config.trainer.devices
     total_steps = data.total_steps(config.trainer.max_epochs, config.trainer.max_steps, processes)
@@ -441,7 +441,7 @@ def hand_out(run: Path, finetuner: "Finetuner", tokenizer: Any, best: dict[str, 
 
     Where they are not those of the last step, these stay in RUN/adapter_last.
     """
-    from medreason.finetuner import take_weights
+    from medreason.train.finetuner import take_weights
 
     kept = last
     if best is not None and best["global_step"] != last.step:
@@ -505,8 +505,8 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from medreason.clinical_cases import answers_match
-    from medreason.prompts import parse_answer
+    from medreason.data.clinical_cases import answers_match
+    from medreason.models.prompts import parse_answer
 
     console = Console(highlight=False)
     samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
@@ -545,8 +545,4 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
 
 
 def main() -> None:
-    command(train, "train", TrainConfig, plugins=sweeper.register)
-
-
-if __name__ == "__main__":
-    main()
+    command(train, "train", TrainConfig, plugins=sweepers.register)

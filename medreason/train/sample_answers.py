@@ -19,13 +19,13 @@ import torch.distributed as dist
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 
-from medreason.clinical_cases import answers_match
 from medreason.config import Source, TrainConfig, steps_of
-from medreason.generate import Written, generate_answers, well_formed
-from medreason.progress import first_process
-from medreason.progress_line import AnswersLine
-from medreason.prompts import Example, parse_answer
-from medreason.run_directory import write_json
+from medreason.core.progress import first_process
+from medreason.core.progress_line import AnswersLine
+from medreason.core.run_directory import write_json
+from medreason.data.clinical_cases import answers_match
+from medreason.inference.batched import Written, generate_answers, well_formed
+from medreason.models.prompts import Example, parse_answer
 
 Sample = dict[str, Any]
 

@@ -4,9 +4,9 @@ from itertools import pairwise
 
 import pytest
 
+from medreason.chat.conversation import Conversation, Turn, as_json_lines, as_markdown, fit, split_stream
 from medreason.config import ConfigError, Format
-from medreason.conversation import Conversation, Turn, as_json_lines, as_markdown, fit, split_stream
-from medreason.prompts import FORMATS, Example, completion_text, marks, parse_answer
+from medreason.models.prompts import FORMATS, Example, completion_text, marks, parse_answer
 
 EXAMPLE = Example("What is low?", "The pH < 7.35.\n\nSo it is low; 7.1 <th.", "Acidosis.\n\n- Low pH")
 

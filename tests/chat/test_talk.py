@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from medreason.chat import Speaker, check_chat, load_speaker
-from medreason.chat_terminal import Terminal
+from medreason.chat.conversation import NOTICE, Conversation, Piece, Turn
+from medreason.chat.talk import Speaker, check_chat, load_speaker
+from medreason.chat.terminal import Terminal
 from medreason.config import ChatConfig, ConfigError
-from medreason.conversation import NOTICE, Conversation, Piece, Turn
-from medreason.generate import Written, generate_answers
-from medreason.prompts import prompt_text
-from medreason.stream import AnswerStream
+from medreason.inference.batched import Written, generate_answers
+from medreason.inference.streaming import AnswerStream
+from medreason.models.prompts import prompt_text
 from support import TAUGHT, free_port, run_command
 
 
@@ -240,7 +240,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(taught_run: Path, tmp_p
 
 
 def test_the_page_without_its_extra_says_what_to_install(taught_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medreason.preflight.find_spec", lambda name: None)
+    monkeypatch.setattr("medreason.models.checks.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"no gradio here; pip install 'medreason\[chat\]'"):
         check_chat(settings(taught_run, page=True))
 
@@ -248,7 +248,7 @@ def test_the_page_without_its_extra_says_what_to_install(taught_run: Path, monke
 def test_the_page_streams_an_answer_with_its_reasoning_folded(speaker: Speaker) -> None:
     from gradio_client import Client
 
-    from medreason.chat_page import Page, blocks
+    from medreason.chat.page import Page, blocks
 
     made = blocks(Page(speaker.ask, "run", [TAUGHT.question], False, 0.0, speaker.has_base))
     _, url, _ = made.launch(prevent_thread_lock=True, quiet=True, server_port=free_port())
@@ -268,7 +268,7 @@ def test_the_page_streams_an_answer_with_its_reasoning_folded(speaker: Speaker) 
 
 
 def test_the_page_tells_the_model_earlier_answers_without_their_reasoning() -> None:
-    from medreason.chat_page import turns_of
+    from medreason.chat.page import turns_of
 
     history = [
         {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
@@ -281,7 +281,7 @@ def test_the_page_tells_the_model_earlier_answers_without_their_reasoning() -> N
 
 
 def test_what_a_model_writes_fetches_nothing_on_the_page_and_is_told_to_it_as_it_wrote_it() -> None:
-    from medreason.chat_page import said, turns_of
+    from medreason.chat.page import said, turns_of
 
     answer = "See ![x](http://a.example/p.png) and <img src=http://a.example/q.png>, pH < 7.35"
     shown = said(answer, answer, thinking=False)
@@ -292,7 +292,7 @@ def test_what_a_model_writes_fetches_nothing_on_the_page_and_is_told_to_it_as_it
 
 
 def test_the_page_says_in_its_first_words_what_it_is_not() -> None:
-    from medreason.chat_page import Page, blocks
+    from medreason.chat.page import Page, blocks
 
     shown = str(blocks(Page(replies("", ""), "run", ["Why?"], True, 0.0, False)).get_config_file())
     assert "not a medical device and no substitute for a clinician" in shown

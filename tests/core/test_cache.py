@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from medreason.cache import cache_key, cached_table, report_of, with_report
+from medreason.core.cache import cache_key, cached_table, report_of, with_report
 
 TABLE = with_report(pa.table({"a": [1, 2, 3]}), {"made": "here"})
 

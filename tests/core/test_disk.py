@@ -13,16 +13,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from medreason import embedded
-from medreason.answerer import find_answerer
-from medreason.cache import cached_table
-from medreason.callbacks import WholeCheckpoints
-from medreason.command import command
 from medreason.config import ConfigError, ServeConfig
-from medreason.disk import describe_full, disk_full, whole_file, whole_folder
-from medreason.model import load_tokenizer
-from medreason.preflight import check_safetensors
-from medreason.run_directory import metrics_logger, read_cells, read_metrics, series
+from medreason.core.cache import cached_table
+from medreason.core.cli import command
+from medreason.core.disk import describe_full, disk_full, whole_file, whole_folder
+from medreason.core.run_directory import metrics_logger, read_cells, read_metrics, series
+from medreason.inference.target import find_answerer
+from medreason.models import embedded
+from medreason.models.checks import check_safetensors
+from medreason.models.load import load_tokenizer
+from medreason.train.callbacks import WholeCheckpoints
 from support import TINY
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from fake_hub import Hub, fake_hub
-from medreason import export
-from medreason.answerer import find_answerer
 from medreason.config import ConfigError, ExportConfig, ExportFormat, ModelConfig, Precision, RunFailed
-from medreason.hub import check_push, hub_name, push
-from medreason.model_card import model_card
-from medreason.preflight import check_hub_model
+from medreason.core.hub import check_push, hub_name, push
+from medreason.export import write
+from medreason.export.model_card import model_card
+from medreason.inference.target import find_answerer
+from medreason.models.checks import check_hub_model
 
 GATED = "meta-llama/Llama-3.1-8B-Instruct"
 
@@ -149,14 +149,14 @@ def test_an_export_is_pushed_after_it_has_proved_itself_and_only_then(
         if fails:
             raise RunFailed("the export does not answer as the adapter does")
 
-    monkeypatch.setattr(export, "write_export", written)
+    monkeypatch.setattr(write, "write_export", written)
     asked = ExportConfig(str(taught_run), ExportFormat.adapter, None, str(exported), 1, 1, None, "ann/model", False)
     if fails:
         with pytest.raises(RunFailed, match="does not answer"):
-            export.export(asked)
+            write.export(asked)
         assert hub.files == {}
     else:
-        export.export(asked)
+        write.export(asked)
         assert set(hub.files["ann/model"]) == {"README.md", "adapter_model.safetensors"}
     assert done == ["written"]
 

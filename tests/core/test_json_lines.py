@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from medreason.json_lines import append_json_lines, json_lines, mend_last_line, read_json_lines
+from medreason.core.json_lines import append_json_lines, json_lines, mend_last_line, read_json_lines
 
 CUTTERS = "\u2028 \u2029 \x85 \x1c \x1d \x1e \x0b \x0c \r\n"  # where str.splitlines() ends a line
 

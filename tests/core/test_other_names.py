@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from medreason import command
-from medreason.command import composed, known_keys
 from medreason.config import ConfigError, EvaluateConfig, ExportConfig, SearchConfig, TrainConfig
-from medreason.other_names import NAMES, NOTHING, SWITCHES, VALUES, answer, foreign
+from medreason.core import cli
+from medreason.core.cli import composed, known_keys
+from medreason.core.other_names import NAMES, NOTHING, SWITCHES, VALUES, answer, foreign
 from support import ROOT
 
 OPTIONS = ["--multirun", "-m", "--cfg", "-c", "--run", "--resolve", "--config-name", "-cn", "--help"]
@@ -153,7 +153,7 @@ def test_a_command_ends_with_the_line_and_exit_code_2(words: list[str]) -> None:
 
 def test_hydras_own_options_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "--multirun", "-cn", "train", "lora.r=8,16"])
-    command.check_words(TrainConfig)
+    cli.check_words(TrainConfig)
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "3"])
     with pytest.raises(ConfigError, match=r"--lr: no such setting; here it is optim\.lr: write optim\.lr=3"):
-        command.check_words(TrainConfig)
+        cli.check_words(TrainConfig)

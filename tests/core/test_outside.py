@@ -11,14 +11,15 @@ import yaml
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from medreason import chat_terminal, score_table
-from medreason.command import refuse
+from medreason.chat import terminal
+from medreason.chat.conversation import Conversation, Piece, Turn
 from medreason.config import ConfigError, TrainConfig
-from medreason.conversation import Conversation, Piece, Turn
-from medreason.model_card import model_card
-from medreason.outside import drawn, literal, markdown, one_line, visible
-from medreason.progress import say
-from medreason.run_curves import draw_curves
+from medreason.core.cli import refuse
+from medreason.core.outside import drawn, literal, markdown, one_line, visible
+from medreason.core.progress import say
+from medreason.evaluate import display
+from medreason.export.model_card import model_card
+from medreason.report.run_curves import draw_curves
 
 # a title set, red for the rest of the screen, a beep, a line overwritten, text turned round, half an emoji
 ATTACK = "a\x1b]0;owned\x07\x1b[31m\rb\u202ec\x9b2Jd\x00e\ud83df\u2066g\U000e0041h"
@@ -53,7 +54,7 @@ def test_a_chat_shows_control_sequences_in_questions_titles_and_answers(capsys: 
         yield from pieces
         conversation.turns.append(Turn(question, "", "so", "whole"))
 
-    chat_terminal.Terminal(ask, f"title {ATTACK}", False, False).talk(["question", f"/{ATTACK}", f"/save {ATTACK}"])
+    terminal.Terminal(ask, f"title {ATTACK}", False, False).talk(["question", f"/{ATTACK}", f"/save {ATTACK}"])
     said = capsys.readouterr().out
     assert f"title {SHOWN}" in said and f"why {SHOWN}" in said and f"so {SHOWN}" in said
     assert not set(ATTACK) - set("abcdefgh0;owned[31m2J]") & set(said)
@@ -62,7 +63,7 @@ def test_a_chat_shows_control_sequences_in_questions_titles_and_answers(capsys: 
 def test_square_brackets_of_a_benchmark_are_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
     score = {"questions": 3, "accuracy": 0.5, "interval": [0.1, 0.9], "cut": 0, "subjects": {}}
     pair = {"in_words": "no [/] difference"}
-    score_table.show({"scores": {"[/red]x\x1b": score}, "differences": {"[b]": pair}, "against": "[/]y"})
+    display.show({"scores": {"[/red]x\x1b": score}, "differences": {"[b]": pair}, "against": "[/]y"})
     said = capsys.readouterr().out
     assert r"[/red]x\x1b" in said and "[b], against [/]y: no [/] difference" in said
     console = Console(file=io.StringIO())
@@ -132,7 +133,7 @@ def test_a_picture_takes_any_name_without_a_word(name: str, tmp_path: Path) -> N
         scores = {name: score | {"subjects": subjects, "chance": 0.25}}
         evaluated = {"run": name, "model": name, "base": True}
         others = {"evaluated": evaluated | {"base": False}, "scores": scores}
-        score_table.draw({"scores": scores, "evaluated": evaluated, "others": others}, run / "scores.png")
+        display.draw({"scores": scores, "evaluated": evaluated, "others": others}, run / "scores.png")
     assert not said, [str(one.message) for one in said]
     assert (run / "scores.png").stat().st_size > 1000
 

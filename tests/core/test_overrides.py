@@ -13,9 +13,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from medreason.config import ConfigError, EvaluateConfig, Packing, TrainConfig
-from medreason.overrides import agents_overrides, as_meant, command_line, override, shell_word, spelled
-from medreason.run_directory import run_config, settings_of, write_settings
-from medreason.space import read_space
+from medreason.core.overrides import agents_overrides, as_meant, command_line, override, shell_word, spelled
+from medreason.core.run_directory import run_config, settings_of, write_settings
+from medreason.sweep.space import read_space
 from support import composed
 
 TEXTS = [

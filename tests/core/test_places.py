@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from medreason.command import load
 from medreason.config import EvaluateConfig
+from medreason.core.cli import load
 from support import ROOT, composed, tiny_run
 
 NOTEBOOK = ROOT / "experiments" / "colab.ipynb"
@@ -159,7 +159,7 @@ def test_a_job_that_fails_does_not_queue_again(cluster: Path, code: int) -> None
 
 
 def test_the_exit_code_that_queues_a_job_again_is_that_of_a_run_that_was_stopped_and_saved() -> None:
-    from medreason.train import INTERRUPTED
+    from medreason.train.run import INTERRUPTED
 
     script = (ROOT / "experiments" / "train.sbatch").read_text(encoding="utf-8")
     assert f'"$code" = {INTERRUPTED} ' in script and "--signal=USR2@" in script

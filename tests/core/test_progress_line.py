@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from medreason.callbacks import StepLine
 from medreason.config import Format
-from medreason.generate import generate_answers, write_in_batches
-from medreason.progress_line import AnswersLine, ProgressLine, fitted, hours
-from medreason.prompts import prompt_text
+from medreason.core.progress_line import AnswersLine, ProgressLine, fitted, hours
+from medreason.inference.batched import generate_answers, write_in_batches
+from medreason.models.prompts import prompt_text
+from medreason.train.callbacks import StepLine
 from support import ROOT
 
 WHOLE = ["step 44/44", "loss 0.123", "held-out 0.456", "12,345 tok/s", "0:12 left"]
@@ -92,9 +92,9 @@ def on_terminal(code: str, columns: int) -> str:
 DRAWS = """
 import itertools, sys, tempfile
 from pathlib import Path
-from medreason.progress import say
-from medreason.progress_line import ProgressLine
-from medreason.run_log import kept_log
+from medreason.core.progress import say
+from medreason.core.progress_line import ProgressLine
+from medreason.core.run_log import kept_log
 log = Path(tempfile.mkdtemp()) / "a.log"
 ticks = itertools.count()
 with kept_log(log):

@@ -10,12 +10,12 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
-from medreason.command import NamedRuns, root
 from medreason.config import ConfigError, LoggerKind, TrainConfig
-from medreason.own_process import alone, claim
-from medreason.resume import find_run, nothing_left, repeated, resumed_settings, settle_folder
-from medreason.run_directory import run_config, write_json
-from medreason.train import save_config
+from medreason.core.cli import NamedRuns, root
+from medreason.core.processes import alone, claim
+from medreason.core.resume import find_run, nothing_left, repeated, resumed_settings, settle_folder
+from medreason.core.run_directory import run_config, write_json
+from medreason.train.run import save_config
 from support import composed
 
 OWN = ("model=tiny", "trainer=cpu", "data=clinical_cases", "lora.alpha=2r", "trainer.max_steps=40", "optim.lr=3e-3")

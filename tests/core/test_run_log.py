@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from medreason.run_log import kept_log, last_drawn, told_traceback
+from medreason.core.run_log import kept_log, last_drawn, told_traceback
 from support import ROOT
 
 LOUD = """
@@ -39,11 +39,11 @@ def script(tmp_path: Path) -> Path:
     return tmp_path / "script.py"
 
 
-KEPT = "from medreason.run_log import kept_log"
+KEPT = "from medreason.core.run_log import kept_log"
 
 
 def run(script: Path, code: str, **options: object) -> subprocess.CompletedProcess[str]:
-    needed = ["import sys", "from pathlib import Path", "from medreason.progress import say", KEPT]
+    needed = ["import sys", "from pathlib import Path", "from medreason.core.progress import say", KEPT]
     script.write_text("\n".join([*needed, code]))
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{script.parent}/site-packages"}
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from medreason import config
-from medreason.command import help_page
 from medreason.config import (
     ChatConfig,
     ConfigError,
@@ -19,7 +18,8 @@ from medreason.config import (
     ServeConfig,
     TrainConfig,
 )
-from medreason.settings_help import EXAMPLES, Setting, choices, describe, describe_type, first_sentence
+from medreason.core.cli import help_page
+from medreason.core.settings_help import EXAMPLES, Setting, choices, describe, describe_type, first_sentence
 from support import ROOT
 
 SCHEMAS = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from medreason import shared_cpu
-from medreason.shared_cpu import Usage, keep_team, share_cpu, taken_by_others, usage
+from medreason.core import shared_cpu
+from medreason.core.shared_cpu import Usage, keep_team, share_cpu, taken_by_others, usage
 
 
 def test_what_others_took_is_what_this_process_did_not() -> None:

@@ -14,10 +14,10 @@ import hydra
 import pytest
 from hydra.core.config_store import ConfigStore
 
-from medreason.command import load
 from medreason.config import ChatConfig, EvaluateConfig, ExportConfig, ExportFormat, Format
-from medreason.model_card import QUESTION, model_card, write_cards
-from medreason.what_next import after_export, after_run
+from medreason.core.cli import load
+from medreason.core.what_next import after_export, after_run
+from medreason.export.model_card import QUESTION, model_card, write_cards
 from support import ROOT, TAUGHT
 
 ODD = "a run, with 'quotes' and ${x}"

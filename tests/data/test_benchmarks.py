@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from medreason import tasks
 from medreason.config import ConfigError
-from medreason.tasks import (
+from medreason.data import benchmarks
+from medreason.data.benchmarks import (
     HUB,
     MMLU_SUBJECTS,
     Question,
@@ -207,7 +207,7 @@ def from_hub(monkeypatch: pytest.MonkeyPatch, rows: dict[str | None, list[dict[s
         asked.append((path, name, *more))
         return enumerate(rows[name], 1)
 
-    monkeypatch.setattr(tasks, "read_hub", read_hub)
+    monkeypatch.setattr(benchmarks, "read_hub", read_hub)
     return asked
 
 

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from medreason import clinical_cases as cc
-from medreason.clinical_cases import KINDS, answers_match, generate_cases
-from medreason.prompts import Example
+from medreason.data import clinical_cases as cc
+from medreason.data.clinical_cases import KINDS, answers_match, generate_cases
+from medreason.models.prompts import Example
 
 
 def numbers(text: str) -> list[float]:

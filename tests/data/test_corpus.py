@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from medreason import clinical_cases
 from medreason.config import ConfigError
-from medreason.corpus import Split, read_corpus, read_split
-from medreason.progress import describe_corpus
-from medreason.prompts import Example
+from medreason.core.progress import describe_corpus
+from medreason.data import clinical_cases
+from medreason.data.corpus import Split, read_corpus, read_split
+from medreason.models.prompts import Example
 from support import composed, data_config, write_rows
 
 

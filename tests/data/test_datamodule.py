@@ -7,10 +7,10 @@ import torch
 
 from medreason.batch import IGNORE_INDEX, PackedBatch
 from medreason.config import ConfigError
-from medreason.corpus import read_split
-from medreason.datamodule import MedicalReasoningData, PackedLoader, ResumeMismatch
-from medreason.documents import Document
-from medreason.prompts import Example
+from medreason.data.corpus import read_split
+from medreason.data.datamodule import MedicalReasoningData, PackedLoader, ResumeMismatch
+from medreason.data.tokenization import Document
+from medreason.models.prompts import Example
 from support import data_config, write_rows
 
 

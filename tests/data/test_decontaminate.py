@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from medreason.config import ConfigError
-from medreason.contamination import Question, find_matches, read_questions, shared_runs
-from medreason.json_lines import read_json_lines
-from medreason.prompts import Example
-from medreason.wording import normal, words
+from medreason.core.json_lines import read_json_lines
+from medreason.data.decontaminate import Question, find_matches, read_questions, shared_runs
+from medreason.data.normalize import normal, words
+from medreason.models.prompts import Example
 from support import SHARED
 
 STEM = (

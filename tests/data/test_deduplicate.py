@@ -1,5 +1,5 @@
-from medreason.duplicates import exact_duplicates, near_duplicates
-from medreason.wording import normal
+from medreason.data.deduplicate import exact_duplicates, near_duplicates
+from medreason.data.normalize import normal
 
 VIGNETTE = (
     "a 45-year-old homeless man presents to the emergency department unconscious, with a history of severe pain "

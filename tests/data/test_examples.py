@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from medreason.config import Columns, ConfigError, Format, OnBadRow
-from medreason.prompts import Example
-from medreason.records import Rejects, read_examples, settle_rejects
+from medreason.data.examples import Rejects, read_examples, settle_rejects
+from medreason.models.prompts import Example
 
 BY_NAME = Columns(None, None, None)
 

@@ -5,8 +5,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from medreason.config import ConfigError
-from medreason.folders import files_of, list_tables, split_of, table_kind, table_name, to_ask
-from medreason.sources import content_digest, is_local, read_file
+from medreason.data.folders import files_of, list_tables, split_of, table_kind, table_name, to_ask
+from medreason.data.sources import content_digest, is_local, read_file
 
 ROWS = [{"Question": f"q{n}?", "Complex_CoT": f"because {n}", "Response": f"a{n}"} for n in range(3)]
 

@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
-from medreason.answers import strict_choice
 from medreason.config import Columns, ConfigError, Format
-from medreason.prompts import Example
-from medreason.records import Rejects, read_examples
-from medreason.sources import read_file
+from medreason.data.examples import Rejects, read_examples
+from medreason.data.sources import read_file
+from medreason.evaluate.extraction import strict_choice
+from medreason.models.prompts import Example
 from support import SHARED
 
 BY_NAME = Columns(None, None, None)

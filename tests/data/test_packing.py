@@ -4,8 +4,8 @@ import time
 import numpy as np
 import pytest
 
-from medreason.json_lines import read_json_lines
-from medreason.packing import best_fit, fill, pack
+from medreason.core.json_lines import read_json_lines
+from medreason.data.packing import best_fit, fill, pack
 from support import SHARED
 
 

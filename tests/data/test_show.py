@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from medreason.prompts import Example
+from medreason.models.prompts import Example
 from support import run_command, write_rows
 
 

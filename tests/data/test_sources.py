@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from medreason.config import ConfigError
-from medreason.folders import files_of
-from medreason.sources import content_digest, is_local, pinned_revision, read_file, read_hub
+from medreason.data.folders import files_of
+from medreason.data.sources import content_digest, is_local, pinned_revision, read_file, read_hub
 
 ROWS = [{"Question": f"q{n}?", "Complex_CoT": f"because {n}", "Response": f"a{n}"} for n in range(3)]
 NUMBERED = list(enumerate(ROWS, 1))

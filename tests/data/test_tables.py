@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from medreason.config import ConfigError
-from medreason.sources import read_file
+from medreason.data.sources import read_file
 
 ROWS = [
     {

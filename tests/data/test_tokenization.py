@@ -8,10 +8,18 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from medreason.config import ConfigError, Format, TooLong
-from medreason.corpus import read_corpus
-from medreason.documents import Document, core_encoder, fast_encoder, fit, read_documents, tokenize, tokenizer_digest
-from medreason.json_lines import read_json_lines
-from medreason.prompts import Example
+from medreason.core.json_lines import read_json_lines
+from medreason.data.corpus import read_corpus
+from medreason.data.tokenization import (
+    Document,
+    core_encoder,
+    fast_encoder,
+    fit,
+    read_documents,
+    tokenize,
+    tokenizer_digest,
+)
+from medreason.models.prompts import Example
 from support import SHARED, data_config
 
 

@@ -1,4 +1,4 @@
-"""Every kernel of medreason/triton_kernels.py against its plain twin, on a GPU, else in Triton's interpreter:
+"""Every kernel of medreason/engine/triton_kernels.py against its plain twin, on a GPU, else in Triton's interpreter:
 
     pytest tests/kernel_twins.py                                        on a GPU
     TRITON_INTERPRET=1 pytest tests/kernel_twins.py                     without
@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from medreason import kernels, triton_kernels
-from medreason.attention import Documents, attend, attend_backward, flash_attn_4
-from medreason.fp8 import Rows, quantise, quantise_frozen, scales_of_two
+from medreason.engine import kernels, triton_kernels
+from medreason.engine.attention import Documents, attend, attend_backward, flash_attn_4
+from medreason.engine.fp8 import Rows, quantise, quantise_frozen, scales_of_two
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16 = torch.bfloat16
@@ -143,7 +143,7 @@ def test_frozen_weights_transposed() -> None:
 @pytest.mark.parametrize("installed", [True, False])  # flash-attn-4 where it is there; without it
 def test_attention(window: int | None, head: int, installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not installed:
-        monkeypatch.setattr("medreason.attention.flash_attn_4", lambda device: None)
+        monkeypatch.setattr("medreason.engine.attention.flash_attn_4", lambda device: None)
     elif flash_attn_4(torch.device("cuda", 0)) is None:
         pytest.skip("no flash-attn-4 here, or no Hopper")
     lengths = (200, 1, 330, 69)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medreason import kernels
-from medreason.fp8 import LARGEST, FrozenLinear, Rows, product, quantise, quantise_frozen, scales_of_two
+from medreason.engine import kernels
+from medreason.engine.fp8 import LARGEST, FrozenLinear, Rows, product, quantise, quantise_frozen, scales_of_two
 
 
 def relative(found: Tensor, wanted: Tensor) -> float:

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from medreason import embedded, kernels
-from medreason.attention import Documents, attend, attend_backward, by_document, in_own_graph
 from medreason.batch import PackedBatch
-from medreason.compiled import adapt, check_architecture
 from medreason.config import ConfigError, Format, Precision, Recompute
-from medreason.datamodule import PackedLoader
-from medreason.documents import tokenize
-from medreason.fp8 import quantise
-from medreason.model import load_model, summed_loss
-from medreason.prompts import Example
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import tokenize
+from medreason.engine import kernels
+from medreason.engine.attention import Documents, attend, attend_backward, by_document, in_own_graph
+from medreason.engine.fp8 import quantise
+from medreason.engine.layers import adapt, check_architecture
+from medreason.models import embedded
+from medreason.models.load import load_model, summed_loss
+from medreason.models.prompts import Example
 from support import TINY, lora, run_train, tiny_run
 
 Gradients = dict[str, Tensor]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from medreason.json_lines import read_json_lines
-from medreason.run_directory import read_metrics, series
+from medreason.core.json_lines import read_json_lines
+from medreason.core.run_directory import read_metrics, series
 from support import run_command, run_train, tiny_run
 
 LIKE = ["model.precision=fp8", "lora.dropout=0", "optim.decay=constant", "trainer.checkpoint_every_steps=3",

@@ -4,7 +4,11 @@ from typing import Any
 
 import pytest
 
-from medreason.answering import (
+from medreason.config import Format
+from medreason.data.benchmarks import Kind, Question, cyclic_orders, likelihood_prompt, reasoning_prompt
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import tokenize
+from medreason.evaluate.asking import (
     beyond,
     by_likelihood,
     by_loss,
@@ -16,14 +20,10 @@ from medreason.answering import (
     too_long,
     written_record,
 )
-from medreason.config import Format
-from medreason.datamodule import PackedLoader
-from medreason.documents import tokenize
-from medreason.generate import Written
-from medreason.model import summed_loss
-from medreason.prompts import Example, prompt_text
-from medreason.scores import summarize
-from medreason.tasks import Kind, Question, cyclic_orders, likelihood_prompt, reasoning_prompt
+from medreason.inference.batched import Written
+from medreason.models.load import summed_loss
+from medreason.models.prompts import Example, prompt_text
+from medreason.report.scores import summarize
 
 IRON = Question("q1", "Which metal does haemoglobin hold?", {"A": "iron", "B": "zinc", "C": "tin"}, "A", "blood", "")
 CASE = Question("c1", "Stage?", {}, "Stage G4", "kidney", "")

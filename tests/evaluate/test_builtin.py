@@ -1,13 +1,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from medreason.clinical_cases import KINDS, generate_cases
-from medreason.command import composed
-from medreason.corpus import read_split
-from medreason.prompts import Example
-from medreason.run_tasks import learned, run_task, seen_in_training, taught_kinds
-from medreason.tasks import Kind, Question, make_task
-from medreason.wording import normal
+from medreason.core.cli import composed
+from medreason.data.benchmarks import Kind, Question, make_task
+from medreason.data.clinical_cases import KINDS, generate_cases
+from medreason.data.corpus import read_split
+from medreason.data.normalize import normal
+from medreason.evaluate.builtin import learned, run_task, seen_in_training, taught_kinds
+from medreason.models.prompts import Example
 from support import data_config, write_rows
 
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from medreason.answers import huatuo_choice, huatuo_choices, strict_choice
+from medreason.evaluate.extraction import huatuo_choice, huatuo_choices, strict_choice
 from support import SHARED
 
 DRUGS = {"A": "Insulin", "B": "Metformin", "C": "Glipizide", "D": "None of the above"}

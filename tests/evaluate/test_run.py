@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from medreason.json_lines import read_json_lines
+from medreason.core.json_lines import read_json_lines
 from support import SHARED, run_command, run_train, tiny_run
 
 

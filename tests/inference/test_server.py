@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from medreason import remote
 from medreason.config import ConfigError, Format, RunFailed
-from medreason.generate import Written
-from medreason.preflight import check_server
-from medreason.prompts import parse_answer
-from medreason.remote import write_remotely
+from medreason.inference import server
+from medreason.inference.batched import Written
+from medreason.inference.server import write_remotely
+from medreason.models.checks import check_server
+from medreason.models.prompts import parse_answer
 from support import free_port
 
 Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
@@ -49,9 +49,9 @@ def served() -> Iterator[Callable[[Reply], str]]:
         return f"http://127.0.0.1:{started[-1].server_address[1]}/v1"
 
     yield serve
-    for server in started:
-        server.shutdown()
-        server.server_close()
+    for one in started:
+        one.shutdown()
+        one.server_close()
 
 
 def message(content: str, finish_reason: str = "stop", **more: str) -> tuple[int, dict[str, Any]]:
@@ -127,7 +127,7 @@ def test_what_came_before_a_refusal_is_kept(served: Callable[[Reply], str]) -> N
 def test_a_busy_server_is_asked_again_until_it_has_a_place(
     served: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(server, "BUSY_SECONDS", 0.01)
     asked: list[str] = []
 
     def reply(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:

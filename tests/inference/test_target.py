@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from medreason.answerer import find_answerer
 from medreason.config import Checkpoint, ConfigError, Format, Precision
-from medreason.json_lines import read_json_lines
-from medreason.model import local_path
-from medreason.train import save_config
+from medreason.core.json_lines import read_json_lines
+from medreason.inference.target import find_answerer
+from medreason.models.load import local_path
+from medreason.train.run import save_config
 from support import TINY, composed, run_command
 
 LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from medreason.answerer import find_answerer
-from medreason.chat_template import check_chat_template, rendered
 from medreason.config import ConfigError
-from medreason.prompts import MISTRAL_CHAT_TEMPLATE
+from medreason.inference.target import find_answerer
+from medreason.models.chat_template import check_chat_template, rendered
+from medreason.models.prompts import MISTRAL_CHAT_TEMPLATE
 
 BAD = {
     "{% for m in messages %}{{ m.content }}": "not a Jinja template: line 1",

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from medreason.config import DECODER_LINEARS, ConfigError, steps_of
-from medreason.model import check_lora, positions
-from medreason.preflight import check_steps, describe_few
-from medreason.run_directory import check_resumed
-from medreason.train import save_config, taught
+from medreason.core.run_directory import check_resumed
+from medreason.models.checks import check_steps, describe_few
+from medreason.models.load import check_lora, positions
+from medreason.train.run import save_config, taught
 from support import TINY, composed, lora
 
 CKPT = Path("runs/a/checkpoints/last.ckpt")
@@ -44,7 +44,7 @@ def test_a_warm_up_as_long_as_the_run_is_told_with_the_learning_rate_it_gets_to(
 def test_what_is_told_of_a_warm_up_is_what_the_schedule_does() -> None:
     import torch
 
-    from medreason.optimizer import build_schedule
+    from medreason.train.optimizer import build_schedule
 
     for share, warmup, total in ((1, 1, 1), (5, 5, 2), (5, 5, 5), (5, 5, 6), (0, 0, 1), (0.5, 3, 6), (0.05, 0, 9)):
         for decay in ("linear", "cosine", "constant"):

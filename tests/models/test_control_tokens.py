@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from medreason.answering import by_likelihood, by_loss
-from medreason.chat import Speaker
+from medreason.chat.conversation import Conversation, Turn
+from medreason.chat.talk import Speaker
 from medreason.config import ConfigError, Format, ModelConfig, Precision
-from medreason.control_tokens import control_tokens, encode, hide, show
-from medreason.conversation import Conversation, Turn
-from medreason.documents import asked_documents, tokenize
-from medreason.generate import generate_answers, write_in_batches
-from medreason.model import load_tokenizer
-from medreason.prompts import Example, asked_text, chat_tokens, conversation_text, prompt_text
-from medreason.tasks import Question
+from medreason.data.benchmarks import Question
+from medreason.data.tokenization import asked_documents, tokenize
+from medreason.evaluate.asking import by_likelihood, by_loss
+from medreason.inference.batched import generate_answers, write_in_batches
+from medreason.models.control_tokens import control_tokens, encode, hide, show
+from medreason.models.load import load_tokenizer
+from medreason.models.prompts import Example, asked_text, chat_tokens, conversation_text, prompt_text
 from support import TINY
 
 HARMLESS = [

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from medreason.flops import (
+from medreason.models.flops import (
     Shape,
     attention_flops,
     fp8_peak_flops,

@@ -9,12 +9,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from medreason.command import composed
 from medreason.config import ConfigError, Format, Precision, Recompute
-from medreason.datamodule import PackedLoader
-from medreason.documents import tokenize
-from medreason.memory import GIB
-from medreason.model import (
+from medreason.core.cli import composed
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import tokenize
+from medreason.models.load import (
     context_tokens,
     load_model,
     load_tokenizer,
@@ -23,8 +22,9 @@ from medreason.model import (
     plan_memory,
     summed_loss,
 )
-from medreason.prompts import Example
-from medreason.train import take_own_gpu
+from medreason.models.memory import GIB
+from medreason.models.prompts import Example
+from medreason.train.run import take_own_gpu
 from support import TINY, lora
 
 PRECISIONS = {"half": 1e-5, "nf4": 2e-2}  # largest difference of logits: rounding of the engine
@@ -138,7 +138,7 @@ def test_a_model_that_answers_reads_prompts_longer_than_the_rows_of_its_run(monk
         asked.append(row_tokens)
         return torch.nn.Linear(1, 1)
 
-    monkeypatch.setattr("medreason.model.load_model", load)
+    monkeypatch.setattr("medreason.models.load.load_model", load)
     config = composed("model=tiny", "trainer=cpu", "data=clinical_cases", "data.row_tokens=64")
     load_trained(config, None)
     assert asked == [context_tokens(config.model)] and asked[0] > 1000

@@ -1,8 +1,8 @@
 import pytest
 
 from medreason.config import Algorithm, ConfigError, Precision, Recompute
-from medreason.flops import Shape
-from medreason.memory import GIB, choose, describe, lora_weights, need, seconds
+from medreason.models.flops import Shape
+from medreason.models.memory import GIB, choose, describe, lora_weights, need, seconds
 
 MISTRAL_7B = Shape(4096, 14336, 32, 32, 8, 128, 32768)
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -7,16 +7,16 @@ import pytest
 import torch
 from transformers import AutoConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-from medreason.chat_template import rendered
 from medreason.config import ConfigError, Format, ModelConfig, Precision, Recompute
-from medreason.control_tokens import encode
-from medreason.datamodule import PackedLoader
-from medreason.documents import asked_documents, tokenize
-from medreason.flops import Shape, linear_weights, peak_flops, shape_of
-from medreason.memory import GIB, Need, choose, lora_weights, seconds
-from medreason.model import check_lora, load_model, load_tokenizer, summed_loss
-from medreason.preflight import check_model_path
-from medreason.prompts import (
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import asked_documents, tokenize
+from medreason.models.chat_template import rendered
+from medreason.models.checks import check_model_path
+from medreason.models.control_tokens import encode
+from medreason.models.flops import Shape, linear_weights, peak_flops, shape_of
+from medreason.models.load import check_lora, load_model, load_tokenizer, summed_loss
+from medreason.models.memory import GIB, Need, choose, lora_weights, seconds
+from medreason.models.prompts import (
     DATE,
     Example,
     completion_text,
@@ -204,7 +204,7 @@ def test_the_engine_trains_it_and_documents_in_a_row_do_not_see_each_other(
 
 
 def test_the_fast_engine_refuses_what_it_would_compute_otherwise(tiny: tuple[Family, ModelConfig]) -> None:
-    from medreason.compiled import check_architecture
+    from medreason.engine.layers import check_architecture
 
     family, model = tiny
     config = AutoConfig.from_pretrained(model.path)
@@ -278,7 +278,7 @@ def test_the_other_numbers_of_a_24_gb_card_are_right_too() -> None:
 
 
 def test_a_t4_is_given_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from medreason.preflight import check_hardware, lightning_precision
+    from medreason.models.checks import check_hardware, lightning_precision
 
     for name, answer in {"is_available": True, "get_device_capability": (7, 5), "device_count": 1}.items():
         monkeypatch.setattr(f"torch.cuda.{name}", lambda *_, answer=answer: answer)

@@ -4,8 +4,9 @@ import pytest
 from jinja2 import TemplateError
 
 from medreason.config import Columns, Format
-from medreason.documents import tokenize
-from medreason.prompts import (
+from medreason.data.examples import Rejects, read_examples
+from medreason.data.tokenization import tokenize
+from medreason.models.prompts import (
     Answer,
     Example,
     completion_text,
@@ -16,7 +17,6 @@ from medreason.prompts import (
     response_template,
     served_chat_template,
 )
-from medreason.records import Rejects, read_examples
 
 EXAMPLE = Example("What is low here?", "The pH is low.\n\nSo it is acid.", "Acidosis.")
 

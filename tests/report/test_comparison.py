@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from medreason.comparison_page import differing, read_compared
-from medreason.report import main
+from medreason.report.comparison import differing, read_compared
+from medreason.report.pages import main
 from run_files import rows_of, write_run
 
 

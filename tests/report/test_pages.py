@@ -9,10 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 from scipy import stats
 
-from medreason.report import main, ranking
-from medreason.sweep_plots import binned, draw_map, spaced
-from medreason.sweep_results import finished, read_sweep, read_trial
-from medreason.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
+from medreason.report.pages import main, ranking
+from medreason.report.plots import binned, draw_map, spaced
+from medreason.report.results import finished, read_sweep, read_trial
+from medreason.report.sweep_statistics import compare, importance, interval, repeats, saved_by_pruning
 from run_files import rows_of, write_run
 from support import ROOT
 
@@ -416,7 +416,7 @@ def test_nothing_to_report_on_ends_with_one_line_and_code_2(
 
 def test_the_command_needs_none_of_the_heavy_libraries(sweep: Path) -> None:
     probe = (
-        "import sys; from medreason.report import main; code = main(sys.argv[1:]); "
+        "import sys; from medreason.report.pages import main; code = main(sys.argv[1:]); "
         "print([m for m in ('torch', 'unsloth', 'lightning', 'transformers', 'wandb') if m in sys.modules], code)"
     )
     said = subprocess.run(

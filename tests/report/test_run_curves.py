@@ -4,8 +4,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from medreason.run_curves import curves, draw_curves
-from medreason.run_directory import resumed_at
+from medreason.core.run_directory import resumed_at
+from medreason.report.run_curves import curves, draw_curves
 
 ROWS = [
     {"step": 0, "train/loss": 2.0, "train/lr": 1e-4, "train/grad_norm": 1.0},

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from medreason.score_table import MEASURES, picture
-from medreason.scores import compare, summarize
-from medreason.tasks import Question, chance
+from medreason.data.benchmarks import Question, chance
+from medreason.evaluate.display import MEASURES, picture
+from medreason.report.scores import compare, summarize
 
 
 def choice(identity: str, gold: str | None, chosen: str | None, **more: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from medreason.statistics import (
+from medreason.report.statistics import (
     accuracy_at_coverage,
     bootstrap_mean,
     brier,

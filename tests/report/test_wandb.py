@@ -11,9 +11,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from medreason.config import ConfigError, LoggerConfig, LoggerKind
+from medreason.core.run_directory import read_metrics, series
 from medreason.dashboard import LEARNING, SAMPLES, SPEED
-from medreason.run_directory import read_metrics, series
-from medreason.wandb_runs import (
+from medreason.report.wandb import (
     agent_parameters,
     check_wandb_names,
     has_wandb_account,
@@ -120,7 +120,7 @@ def test_what_wandb_takes_passes() -> None:
     ],
 )  # fmt: skip
 def test_wandbs_own_mode_counts(mode: str, key: str, found: str, tmp_path: Path) -> None:
-    code = "from medreason.wandb_runs import wandb_mode; print(wandb_mode())"
+    code = "from medreason.report.wandb import wandb_mode; print(wandb_mode())"
     own = {"WANDB_MODE": mode, "WANDB_API_KEY": key, "NETRC": str(tmp_path / "none")}
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=os.environ | own, capture_output=True, text=True)
     assert said.stdout.strip() == found, said.stderr
@@ -136,7 +136,7 @@ def test_a_mode_that_wandb_does_not_know_is_one_line_before_anything_slow(tmp_pa
 def test_a_disabled_wandb_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("medreason.wandb_runs.wandb_mode", lambda: "disabled")
+    monkeypatch.setattr("medreason.report.wandb.wandb_mode", lambda: "disabled")
     config = composed("experiments=quickstart", "logger=wandb")
     assert wandb_logger(config, tmp_path, {}, None) == []
     assert "W&B: disabled" in capsys.readouterr().out

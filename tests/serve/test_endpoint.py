@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
-from medreason import endpoint as endpoint_module
-from medreason.endpoint import Endpoint, Served
-from medreason.model import local_path
+from medreason.models.load import local_path
+from medreason.serve import endpoint as endpoint_module
+from medreason.serve.endpoint import Endpoint, Served
 from support import TINY
 
 CHAT, NAME, CONTEXT = "/v1/chat/completions", "run/export_merged", 256

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from medreason import serve
 from medreason.config import ConfigError, Engine, ExportFormat, Format, Quantization, ServeConfig
-from medreason.export import read_run, write_export
-from medreason.generate import Written
-from medreason.json_lines import read_json_lines
-from medreason.prompts import completion_text, response_template
-from medreason.remote import write_remotely
+from medreason.core.json_lines import read_json_lines
+from medreason.export.write import read_run, write_export
+from medreason.inference.batched import Written
+from medreason.inference.server import write_remotely
+from medreason.models.prompts import completion_text, response_template
+from medreason.serve import start
 from support import ROOT, TAUGHT, free_port, python, run_command
 
 
@@ -159,26 +159,26 @@ def test_vllm_reads_think_tags_and_leaves_other_marks_in_the_answer(tokenizer: A
     plain = ["vllm", "serve", "/runs/one/export_merged", "--served-model-name", "one/export_merged"]
     plain += ["--host", "0.0.0.0", "--port", "8001", "--max-model-len", "32768", "--max-num-seqs", "256"]
     think, huatuo = (response_template(tokenizer, style) for style in (Format.think, Format.huatuo))
-    assert serve.vllm_command(settings, folder, think) == [*plain, "--reasoning-parser", "olmo3"]
-    assert serve.vllm_command(settings, folder, huatuo) == plain
-    assert serve.vllm_command(settings, folder, None) == plain
-    assert "message.reasoning (" in serve.describe_reasoning(Engine.vllm, think)
+    assert start.vllm_command(settings, folder, think) == [*plain, "--reasoning-parser", "olmo3"]
+    assert start.vllm_command(settings, folder, huatuo) == plain
+    assert start.vllm_command(settings, folder, None) == plain
+    assert "message.reasoning (" in start.describe_reasoning(Engine.vllm, think)
     for template in (huatuo, None):
-        assert "medreason.prompts.parse_answer takes it apart" in serve.describe_reasoning(Engine.vllm, template)
+        assert "medreason.models.prompts.parse_answer takes it apart" in start.describe_reasoning(Engine.vllm, template)
 
 
 def test_an_export_of_before_response_templates_is_served_with_a_word_on_its_reasoning(exported: Path) -> None:
-    template = serve.read_template(exported)
-    assert "message.reasoning_content" in serve.describe_reasoning(Engine.transformers, template)
-    assert "parse_answer takes it apart" in serve.describe_reasoning(Engine.transformers, None)
+    template = start.read_template(exported)
+    assert "message.reasoning_content" in start.describe_reasoning(Engine.transformers, template)
+    assert "parse_answer takes it apart" in start.describe_reasoning(Engine.transformers, None)
 
 
 def test_a_model_is_served_for_its_own_context_and_no_longer_than_chat_takes(exported: Path, tmp_path: Path) -> None:
-    assert serve.served_tokens(exported) == 4096
+    assert start.served_tokens(exported) == 4096
     for config, tokens in (("{", 32_768), ('{"max_position_embeddings": 131072}', 32_768),
                            ('{"text_config": {"max_position_embeddings": 8192}}', 8192)):  # fmt: skip
         (tmp_path / "config.json").write_text(config)
-        assert serve.served_tokens(tmp_path) == tokens
+        assert start.served_tokens(tmp_path) == tokens
 
 
 def test_a_run_without_an_export_gets_one_and_the_process_begins_anew(
@@ -190,14 +190,14 @@ def test_a_run_without_an_export_gets_one_and_the_process_begins_anew(
         done.append((program, words))
         raise InterruptedError
 
-    monkeypatch.setattr(serve, "check_port", lambda host, port: None)
-    monkeypatch.setattr(serve, "write_export", lambda run, kind, packed, output, **counts: done.append(output))
+    monkeypatch.setattr(start, "check_port", lambda host, port: None)
+    monkeypatch.setattr(start, "write_export", lambda run, kind, packed, output, **counts: done.append(output))
     monkeypatch.setattr(os, "execv", anew)
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "medreason.serve", f"run={taught_run}"])
     is_dir = Path.is_dir
     monkeypatch.setattr(Path, "is_dir", lambda path: path.name != "export_merged" and is_dir(path))
     with pytest.raises(InterruptedError):
-        serve.serve(config(run=str(taught_run)))
+        start.serve(config(run=str(taught_run)))
     again = [sys.executable, "-m", "medreason.serve", f"run={taught_run}"]
     assert done == [taught_run / "export_merged", (sys.executable, again)]
 
@@ -252,6 +252,6 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(taught_run: Path, tmp_p
 
 
 def test_the_server_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medreason.preflight.find_spec", lambda name: None)
+    monkeypatch.setattr("medreason.models.checks.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"no fastapi here; pip install 'medreason\[serve\]'"):
-        serve.check_engine(Engine.transformers)
+        start.check_engine(Engine.transformers)

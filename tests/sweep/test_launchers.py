@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from medreason.run_directory import read_metrics
+from medreason.core.run_directory import read_metrics
 from support import ROOT, python, run_train, tiny_run
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from medreason.progress import describe_swept
+from medreason.core.progress import describe_swept
 from support import run_train, tiny_run
 
 SHORT = ["trainer.max_steps=3", "trainer.answer_questions=0", "logger=wandb"]

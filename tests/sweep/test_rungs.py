@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from medreason.config import Pruner, Sampler, SearchConfig, TrainConfig
-from medreason.corpus import read_split
-from medreason.sweeper import first_rung
+from medreason.data.corpus import read_split
+from medreason.sweep.sweepers import first_rung
 from support import composed
 
 

@@ -13,13 +13,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from medreason.config import ConfigError, Pruner, RunFailed, Sampler, SearchConfig, at_home
-from medreason.overrides import override
-from medreason.own_process import claim
-from medreason.run_directory import read_json, tokens_trained, write_json
-from medreason.space import read_space
-from medreason.storage import hidden, whole
-from medreason.study import make_pruner, open_study, propose_new, spent, storage_url
-from medreason.trials import best_trials, carry_out_trials, check_any_finished
+from medreason.core.overrides import override
+from medreason.core.processes import claim
+from medreason.core.run_directory import read_json, tokens_trained, write_json
+from medreason.core.storage import hidden, whole
+from medreason.sweep.runner import best_trials, carry_out_trials, check_any_finished
+from medreason.sweep.space import read_space
+from medreason.sweep.study import make_pruner, open_study, propose_new, spent, storage_url
 
 SPACE, _ = read_space({"lora.r": "choice(4,8,16,1000)", "optim.lr": "tag(log,interval(1e-5,1e-1))"}, [])
 Train = Callable[[Path, dict[str, float]], None]

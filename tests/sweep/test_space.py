@@ -2,8 +2,8 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from medreason.config import ConfigError
-from medreason.overrides import override
-from medreason.space import read_space, size
+from medreason.core.overrides import override
+from medreason.sweep.space import read_space, size
 from support import composed
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from medreason.overrides import command_line, override
+from medreason.core.overrides import command_line, override
 from support import ROOT, python, run_command, run_train, tiny_run
 
 GOOD, NONE = "[q_proj,v_proj]", "[query]"  # layers that the model has, and that it has not

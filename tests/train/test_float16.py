@@ -9,15 +9,15 @@ import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
 
-from medreason.callbacks import StepMetrics
-from medreason.command import composed
 from medreason.config import Algorithm, ConfigError, Decay, Format, OptimConfig, Precision, RunFailed
-from medreason.datamodule import PackedLoader
-from medreason.documents import tokenize
-from medreason.finetuner import Finetuner
-from medreason.model import trained_dtype
-from medreason.preflight import check_float16, check_precision, lightning_precision
-from medreason.prompts import Example
+from medreason.core.cli import composed
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import tokenize
+from medreason.models.checks import check_float16, check_precision, lightning_precision
+from medreason.models.load import trained_dtype
+from medreason.models.prompts import Example
+from medreason.train.callbacks import StepMetrics
+from medreason.train.finetuner import Finetuner
 
 OPTIM = OptimConfig(Algorithm.adamw, 1e-2, 1.0, [0.9, 0.999], 1e-8, 0.0, 0, Decay.linear, 1.0)
 Documents = Any  # what `tokenize` gives

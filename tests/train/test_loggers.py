@@ -10,14 +10,14 @@ import lightning as L
 import numpy as np
 import pytest
 
-from medreason.callbacks import StepMetrics
 from medreason.config import ConfigError, TrainConfig
-from medreason.datamodule import PackedLoader
-from medreason.documents import Document
-from medreason.finetuner import Finetuner
-from medreason.loggers import outside_logger
-from medreason.preflight import LOGGERS, check_logger
-from medreason.run_directory import metrics_logger, read_cells, read_metrics
+from medreason.core.run_directory import metrics_logger, read_cells, read_metrics
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import Document
+from medreason.models.checks import LOGGERS, check_logger
+from medreason.train.callbacks import StepMetrics
+from medreason.train.finetuner import Finetuner
+from medreason.train.loggers import outside_logger
 from support import composed, run_train, tiny_run
 from toy import OPTIM, TOKENS, Toy
 
@@ -157,7 +157,7 @@ def test_the_next_run_of_a_grid_in_the_same_process_has_files_of_its_own(tmp_pat
 def test_a_missing_package_is_one_line_with_the_command_that_brings_it(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medreason.preflight.find_spec", lambda package: None)
+    monkeypatch.setattr("medreason.models.checks.find_spec", lambda package: None)
     with pytest.raises(ConfigError, match=rf"^no {kind} here; pip install 'medreason\[loggers\]'$"):
         check_logger(configured(kind).logger)
 

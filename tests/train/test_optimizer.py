@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from medreason.config import Algorithm, Decay, OptimConfig
-from medreason.optimizer import build_optimizer, build_schedule
+from medreason.train.optimizer import build_optimizer, build_schedule
 
 CONFIG = OptimConfig(Algorithm.adamw, 1e-3, 1.0, [0.9, 0.999], 1e-8, 0.0, 4, Decay.linear, 1.0)
 

@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from medreason.run_directory import read_metrics, series
+from medreason.core.run_directory import read_metrics, series
 from support import run_train, tiny_run
 
 LENGTH = ["trainer.max_steps=6", "trainer.validate_every_steps=3"]

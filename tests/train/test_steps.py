@@ -11,12 +11,12 @@ import pytest
 import torch
 from lightning.pytorch.loggers.logger import Logger
 
-from medreason.callbacks import BestCheckpoint, Patience, StepMetrics, checkpoints
 from medreason.config import Decay
-from medreason.datamodule import PackedLoader
-from medreason.documents import Document
-from medreason.finetuner import Finetuner
-from medreason.train import Kept, describe_kept, hand_out
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import Document
+from medreason.train.callbacks import BestCheckpoint, Patience, StepMetrics, checkpoints
+from medreason.train.finetuner import Finetuner
+from medreason.train.run import Kept, describe_kept, hand_out
 from toy import OPTIM, TOKENS, Toy
 
 

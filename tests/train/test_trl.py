@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from medreason.config import Format
-from medreason.datamodule import PackedLoader
-from medreason.documents import tokenize
-from medreason.embedded import materialize
-from medreason.model import summed_loss
-from medreason.prompts import Example, completion_text, prompt_text
+from medreason.data.datamodule import PackedLoader
+from medreason.data.tokenization import tokenize
+from medreason.models.embedded import materialize
+from medreason.models.load import summed_loss
+from medreason.models.prompts import Example, completion_text, prompt_text
 from support import ROOT
 
 

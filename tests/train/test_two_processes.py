@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medreason.run_directory import read_metrics, series
+from medreason.core.run_directory import read_metrics, series
 from support import run_train, tiny_run
 
 LENGTH = [

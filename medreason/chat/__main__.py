@@ -1,0 +1,4 @@
+from medreason.chat.talk import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,4 @@
+from medreason.data.show import main
+
+if __name__ == "__main__":
+    main()

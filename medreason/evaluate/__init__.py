@@ -1,0 +1,1 @@
+"""Benchmarks: a run or a model in; answers, and scores with their uncertainty, out."""

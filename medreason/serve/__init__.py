@@ -1,0 +1,1 @@
+"""A run behind OpenAI's API: requests in, checked and bounded; answers out, reasoning in a field of its own."""

@@ -1,0 +1,1 @@
+"""Training: settings and batches in; a run directory with adapter, checkpoints and metrics out."""
