@@ -10,7 +10,8 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -137,10 +138,7 @@ def help_page(name: str, schema: type, words: Sequence[str], columns: int) -> st
     Raises ConfigError for a word that names neither, and Hydra's errors.
     """
     width = max(40, min(columns, 100))
-    ConfigStore.instance().store(name="schema", node=schema)
-    if schema is TrainConfig:
-        Plugins.instance().register(NamedRuns)
-    with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+    with apart(schema):
         given = [as_meant(word, schema) for word in words if "=" in word]
         config = hydra.compose(name, overrides=given, return_hydra_config=True)
     chosen = dict(config.hydra.runtime.choices)
@@ -259,13 +257,24 @@ def composed(*overrides: str) -> TrainConfig:
 
     In the middle of another command too, which Hydra itself would refuse.
     """
-    Plugins.instance().register(NamedRuns)
-    outer = GlobalHydra.get_state()  # with the other command's schema, by which its multirun's next job is composed
-    ConfigStore.instance().store(name="schema", node=TrainConfig)
+    with apart(TrainConfig):
+        return load(hydra.compose("train", overrides=list(overrides)), TrainConfig)
+
+
+@contextmanager
+def apart(schema: type) -> Iterator[None]:
+    """Hydra over conf/ by this schema, in the middle of another command too; as it was afterwards.
+
+    Its own schema included, by which the next job of the other's multirun is composed.
+    """
+    outer = GlobalHydra.get_state()
     GlobalHydra.instance().clear()
+    ConfigStore.instance().store(name="schema", node=schema)
+    if schema is TrainConfig:
+        Plugins.instance().register(NamedRuns)
     try:
         with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
-            return load(hydra.compose("train", overrides=list(overrides)), TrainConfig)
+            yield
     finally:
         GlobalHydra.set_state(outer)
 

@@ -162,7 +162,7 @@ def parsed(module: ModuleType) -> tuple[ast.Module, dict[int, str]]:
 
 def without_module(text: str) -> str:
     """A comment without the module that it points readers of the source to."""
-    return re.sub(r" \(medreason/\w+\.py\)", "", text)
+    return re.sub(r" \(medreason/[\w/]+\.py\)", "", text)
 
 
 def checked(body: Sequence[ast.stmt], names: dict[str, Any]) -> Iterator[tuple[str, str]]:
