@@ -1,11 +1,13 @@
 # make quickstart   sets up and trains a small real model on a CPU, about 3 minutes after set-up
-# make test         sets up, checks style and types, runs the tests
+# make check        style, types, and the tests that neither start processes nor load models: under a minute
+# make test         sets up, checks style and types, runs all tests, builds the documentation
+# make docs         builds the documentation into site/
 # make lock         resolves the versions anew
 # make help         these lines
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lock help
+.PHONY: quickstart check test docs lock help
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.lock pyproject.toml
@@ -25,16 +27,25 @@ BIN := .venv/bin
 quickstart: .venv/ready .venv/models
 	$(BIN)/python -m medreason.train experiments=quickstart
 
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quick
+
 test: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	# most of the time is imports in processes of their own; two threads in each would wait for each other
+	# two threads in each process would wait for each other
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml
 
 lock:
 	$(BIN)/uv pip compile --universal --generate-hashes --no-emit-index-url --no-header --no-annotate \
-	    $(foreach extra,smollm2 launchers dashboard loggers chat serve dev,--extra $(extra)) \
+	    $(foreach extra,smollm2 launchers dashboard loggers chat serve docs dev,--extra $(extra)) \
 	    --python-version 3.11 pyproject.toml -o requirements.lock
 
 help:

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +25,30 @@ from support import TAUGHT, TINY, lora, write_rows
 # a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# what a file of tests says that has a model in its own process
-MODELS = re.compile("unsloth|make_model|taught_run|load_model|load_trained|peft|trl")
+# what the text of a file of tests holds that has a model in its own process, or starts others
+MODELS = "unsloth|make_model|taught_run|load_model|load_trained|peft|trl"
+PROCESSES = r"run_command|run_train|subprocess|Popen|python\(\)|Process\("
+
+
+def says(path: Path, pattern: str) -> bool:
+    return re.search(pattern, path.read_text(encoding="utf-8")) is not None
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="without files that load models or start processes")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    left_out = config.getoption("--quick") and collection_path.name.startswith("test_")
+    return True if left_out and says(collection_path, f"{MODELS}|{PROCESSES}") else None
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Imports Unsloth, which must come before transformers, unless the files that were asked for do without."""
-    if not without_models([Path(word.partition("::")[0]) for word in config.args]):
+    asked = [Path(word.partition("::")[0]) for word in config.args]
+    without = config.getoption("--quick") or all(path.is_file() and not says(path, MODELS) for path in asked)
+    if not without:
         import unsloth  # noqa: F401
-
-
-def without_models(asked: Sequence[Path]) -> bool:
-    return all(path.is_file() and not MODELS.search(path.read_text(encoding="utf-8")) for path in asked)
 
 
 @pytest.fixture(scope="session")

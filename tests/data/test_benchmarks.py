@@ -288,11 +288,11 @@ def test_the_real_benchmarks_are_read_whole(file: str, count: int, subjects: int
     assert all(question.options[question.answer] in reasoning_prompt(question) for question in task.questions)
 
 
-DOCUMENTED = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+DOCUMENTED = (ROOT / "docs" / "pages" / "how-to" / "own-benchmark.md").read_text(encoding="utf-8")
 
 
 def documented(kind: str, place: int, folder: Path) -> tuple[Question, ...]:
-    """The questions of an example in docs/benchmarks.md."""
+    """The questions of an example in docs/pages/how-to/own-benchmark.md."""
     file = folder / f"{place}.{kind}"
     file.write_text(re.findall(rf"^```{kind}\n(.*?)^```", DOCUMENTED, re.M | re.S)[place], encoding="utf-8")
     return read_task(str(file)).questions

@@ -32,7 +32,7 @@ def test_the_loss_of_a_step_equals_trls_on_the_same_rows_and_weights(
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     command = [
         sys.executable,
-        "tests/trl_reference.py",
+        Path(__file__).with_name("trl_reference.py"),
         materialize("tiny"),
         tmp_path / "adapter",
         tmp_path / "rows.json",
