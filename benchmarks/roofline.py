@@ -174,7 +174,7 @@ def main(
     device = torch.device("cuda" if CUDA else "cpu")
     run = composed(f"lora.r={rank}", *([f"model.path={path}"] if path else []))
     settings: Any = AutoConfig.from_pretrained(local_path(run.model)) if path else MistralConfig(**MISTRAL)
-    layers, settings.num_hidden_layers = settings.num_hidden_layers, 1
+    depth, settings.num_hidden_layers = settings.num_hidden_layers, 1
     torch.manual_seed(0)
     with device:
         base = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
@@ -210,7 +210,7 @@ def main(
             pass_of_a_layer()
     for part in parts.values():
         for quantity in ("calls", "seconds", "bound"):
-            setattr(part, quantity, getattr(part, quantity) * layers / REPEATS)
+            setattr(part, quantity, getattr(part, quantity) * depth / REPEATS)
     operations = 4 * count * settings.hidden_size * settings.vocab_size
     parts["head and loss"] = Part(1, best_of(pass_of_the_head), operations / machine.operations[False])
     report(parts, machine, count, Path(out), precision)
