@@ -73,7 +73,7 @@ def settings_page() -> str:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Values as they were written: some hang on a run that there is none of."""
+    """Values as written, not resolved: some depend on a run, and there is none here."""
     return {str(name): value for name, value in OmegaConf.to_container(config, resolve=False).items()}
 
 

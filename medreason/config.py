@@ -190,7 +190,7 @@ class Pruner(Enum):
 
 
 def typed(schema: type[Settings], values: Any) -> Settings:
-    """The typed settings that plain values make. A `${` in them is text: whoever composed them has resolved it.
+    """The typed settings that plain values make. A `${` in them is text: composing has resolved what it stood for.
 
     Raises ConfigError or OmegaConf's errors for unknown names, other types, and values out of range.
     """
@@ -689,7 +689,7 @@ class ServeConfig:
     checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     weights: str | None  # the folder of a merged export, in place of a run
     engine: Engine
-    host: str  # that the server listens on; 0.0.0.0: whoever can reach this machine may ask
+    host: str  # that the server listens on; 0.0.0.0: everyone who can reach this machine may ask
     port: int  # that the server listens on
     max_requests: int | None  # at work and waiting; null: 64 by transformers, 256 at work by vLLM
 

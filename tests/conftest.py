@@ -12,7 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two in each of several processes would wait for each other
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-os.environ["MEDREASON_CACHE"] = os.environ.get("MEDREASON_TEST_CACHE") or tempfile.mkdtemp(prefix="medreason-tests-")
+# one for all processes of a session: they inherit the name
+os.environ.setdefault("MEDREASON_TEST_CACHE", tempfile.mkdtemp(prefix="medreason-tests-"))
+os.environ["MEDREASON_CACHE"] = os.environ["MEDREASON_TEST_CACHE"]
 
 import pytest
 
@@ -24,6 +26,8 @@ from support import TAUGHT, TINY, lora, write_rows
 
 # a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST = ("sweep", "train", "engine", "evaluate", "inference", "core")
 
 # what the text of a file of tests holds that has a model in its own process, or starts others
 MODELS = "unsloth|make_model|taught_run|load_model|load_trained|peft|trl"
@@ -41,6 +45,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     left_out = config.getoption("--quick") and collection_path.name.startswith("test_")
     return True if left_out and says(collection_path, f"{MODELS}|{PROCESSES}") else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Rooms whose files take longest first: a long file at the end would have one of two processes wait for it."""
+    last = len(LONGEST)
+    items.sort(key=lambda item: LONGEST.index(item.path.parent.name) if item.path.parent.name in LONGEST else last)
 
 
 def pytest_configure(config: pytest.Config) -> None:

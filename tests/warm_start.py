@@ -48,9 +48,11 @@ WARM = (
 
 def imported(environment: dict[str, str]) -> dict[str, str]:
     """The part of an environment that an import may have read: a fork is no other process only if it is the same."""
-    same = {"PYTHONIOENCODING": "utf-8"}  # as a fork has it anyway
     read = {name: value for name, value in environment.items() if not name.startswith(READ_LATE)}
-    return {name: value for name, value in read.items() if same.get(name) != value.lower()}
+    encoding = read.get("PYTHONIOENCODING", "").partition(":")[0]
+    if encoding.lower() in ("", "utf-8"):  # as a fork has it anyway; how it treats errors is read late
+        read.pop("PYTHONIOENCODING", None)
+    return read
 
 
 # ---------------------------------------------------------------------------------------------------- for the tests
@@ -281,8 +283,9 @@ def become(request: dict[str, Any], fds: list[int]) -> None:
     sys.argv = ["-m", *request["words"]]
     sys.orig_argv = [sys.executable, "-m", request["command"], *request["words"]]
     sys.path[0] = request["cwd"]
+    asked = os.environ.get("PYTHONIOENCODING", "").partition(":")[2]
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        errors = "surrogateescape" if name == "stdin" else None
+        errors = asked or ("surrogateescape" if name == "stdin" else None)
         stream = open(number, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)

@@ -20,7 +20,7 @@ HELP = """\
 
 
 def typed_lines() -> Iterator[str]:
-    """Lines of a terminal, with editing, or of a pipe, which are repeated for whoever reads the output."""
+    """Lines of a terminal, with editing, or of a pipe, each repeated in the output so that a log can be read."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are no text would end the talk, and lose it
     if not sys.stdin.isatty():

@@ -158,7 +158,7 @@ def help_page(name: str, schema: type, words: Sequence[str], columns: int) -> st
 
 
 def shown_values(config: Any) -> dict[str, Any]:
-    """Values as they were written, not resolved: some hang on a run that there is none of."""
+    """Values as written, not resolved: some depend on a run, and there is none here."""
     values = OmegaConf.to_container(config, resolve=False)
     assert isinstance(values, dict)
     return {str(name): value for name, value in values.items() if name != "hydra"}
@@ -253,7 +253,7 @@ def composition_error(name: str) -> Exception:
 
 
 def composed(*overrides: str) -> TrainConfig:
-    """The typed configuration of a training run's command line, for whoever is not one. Raises Hydra's errors as well.
+    """Composes the typed configuration of a training run outside medreason.train. Raises Hydra's errors too.
 
     In the middle of another command too, which Hydra itself would refuse.
     """

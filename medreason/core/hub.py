@@ -14,7 +14,7 @@ LOGIN = "hf auth login (or HF_TOKEN=TOKEN)"
 
 
 class NotAllowed(ConfigError):
-    """The hub has it, and does not hand it out to whoever asks."""
+    """The hub has it, and does not give it to everyone."""
 
 
 def hub_name(given: str) -> bool:

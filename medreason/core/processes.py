@@ -146,7 +146,7 @@ def note_end(run: Path, code: int, log: Path) -> None:
 
 
 def note_death(run: Path, how: str) -> None:
-    """Counts a trial's attempt that ended without a word of its own."""
+    """Counts an attempt of a trial that was killed before it could record why."""
     link = read_json(run / "trial.json")
     died = link.get("died")
     write_json(run / "trial.json", link | {"died": [*(died if isinstance(died, list) else []), how]})

@@ -4,7 +4,7 @@
     print, logging, bars and warnings of packages     -->   the log          (Outgoing, by whose code is speaking)
     C++, child processes: descriptors 1 and 2         -->   the log
 
-Whoever runs into an unexpected error sees the log's last lines before the traceback, and where Python itself dies
+After an unexpected error the user sees the log's last lines before the traceback, and where Python itself dies
 (a segmentation fault, an abort) its own report of where.
 """
 
@@ -45,7 +45,7 @@ class Log:
 
     def line(self, text: str) -> None:
         text = f"{time.strftime('%H:%M:%S')} {visible(STYLE.sub('', text))}\n"
-        with suppress(OSError):  # a full disk: whoever writes what matters will say so
+        with suppress(OSError):  # a full disk: the code that writes results will say so
             os.write(self.descriptor, text.encode("utf-8", "backslashreplace"))
 
 
@@ -227,7 +227,7 @@ def child_output() -> int | None:
 
 @contextmanager
 def kept_log(path: Path) -> Iterator[None]:
-    """Keeps everything that is said in `path`, after what stands there; packages are heard there alone.
+    """Appends everything that is printed to the file `path`; output of packages goes only there.
 
     Where it cannot be written, and where a log is being kept already, nothing changes.
     """

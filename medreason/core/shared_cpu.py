@@ -18,7 +18,7 @@ import torch
 
 CROWDED = 0.25  # cores: beside a process that takes less, waiting asleep would cost more than it saves
 BETWEEN_SECONDS = 1.0
-ASKED_FOR = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # whoever sets them has chosen
+ASKED_FOR = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # the user has chosen
 watched = threading.Event()
 
 

@@ -112,8 +112,3 @@ def best_fit(lengths: Sequence[int], row_tokens: int) -> Rows:
         if left > length:
             bisect.insort(free, (left - length, row))
     return rows
-
-
-def fill(lengths: Sequence[int], rows: Sequence[Sequence[int]], row_tokens: int) -> float:
-    """Share of the rows' tokens that are document, in (0, 1]."""
-    return sum(lengths) / (len(rows) * row_tokens)

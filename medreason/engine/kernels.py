@@ -54,7 +54,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, delta: Tensor | None = None,
 def rms_norm_backward(
     grad: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, *, fp8: bool
 ) -> tuple[Tensor, Rows]:
-    """Gradient of x from that of its normed rows, and of what else became of it (`residual`); itself, and as rows."""
+    """Gradient of x, from the gradients of its normed rows and of its other use (`residual`); plain, and as rows."""
     wide = x.float()
     inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     normed, grad = wide * inverse, grad.float() * weight.float()

@@ -348,7 +348,7 @@ def load_compiled(
 
 
 def adapt(base: Any, lora: LoraConfig, *, fp8: bool, copies: int, recompute: Recompute, seed: int) -> Any:
-    """A PEFT model over a transformers model, which it takes over; on the current GPU where there is one."""
+    """A PEFT model around a transformers model, whose weights it uses; on the current GPU if there is one."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 

@@ -43,7 +43,7 @@ class AnswerStream(Iterator[str]):
                     )
                 ended = self._stopped.is_set() or int(written[0, -1]) == tokenizer.eos_token_id
                 self.cut = not ended
-            except BaseException as error:  # told to whoever reads the stream
+            except BaseException as error:  # raised again in the thread that reads the stream
                 self._error = error
             finally:
                 self._streamer.end()

@@ -74,11 +74,6 @@ def attention_flops(shape: Shape, lengths: Sequence[int]) -> int:
     return 6 * shape.num_hidden_layers * shape.query_width * sum(length * length for length in lengths)
 
 
-def training_flops(shape: Shape, adapter_weights: int, lengths: Sequence[int]) -> int:
-    """Operations of one forward and backward pass over documents of `lengths` tokens."""
-    return token_flops(shape, adapter_weights) * sum(lengths) + attention_flops(shape, lengths)
-
-
 # Operations per second of tensor cores on dense 16-bit numbers, summed in 32 bits; data sheets often show twice that,
 # for sparse ones. bfloat16, but for V100 and T4, which have float16 alone.
 PEAKS: dict[tuple[str, ...], float] = {

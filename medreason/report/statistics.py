@@ -10,7 +10,6 @@ Two models are compared on the same questions, pair by pair:
 import math
 from collections import Counter
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 
@@ -23,38 +22,27 @@ def wilson(correct: int, total: int, level: float = 0.95) -> tuple[float, float]
 
     Raises ValueError unless 0 <= correct <= total and 0 < level < 1.
     """
-    if not 0 <= correct <= total:
-        raise ValueError(f"{correct} correct of {total}")
-    z = quantile(level)
+    from scipy.stats import binomtest
+
+    if not 0 <= correct <= total or not 0 < level < 1:
+        raise ValueError(f"{correct} correct of {total} at level {level}")
     if total == 0:
         return 0.0, 1.0
-    wrong = total - correct
-    middle = (correct + z * z / 2) / (total + z * z)
-    half = z * math.sqrt(correct * wrong / total + z * z / 4) / (total + z * z)
+    found = binomtest(correct, total).proportion_ci(level, method="wilson")
     # exact at the ends, where rounding would leave 1e-17
-    return (0.0 if correct == 0 else middle - half), (1.0 if wrong == 0 else middle + half)
-
-
-def quantile(level: float) -> float:
-    """The normal deviate that a two-sided interval of this level reaches: 1.96 for 0.95."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    return NormalDist().inv_cdf((1 + level) / 2)
+    return (0.0 if correct == 0 else float(found.low)), (1.0 if correct == total else float(found.high))
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     """Exact two-sided p of McNemar's test, 1 where no question tells the two apart. McNemar 1947, Psychometrika 12:153.
 
-    Discordant pairs are a fair coin's throws if neither is better: twice the smaller binomial tail, at most 1.
+    Discordant pairs are a fair coin's throws if neither is better.
     Raises ValueError for sequences of different length.
     """
+    from scipy.stats import binomtest
+
     _, only_first, only_second, _ = pairs(first, second)
-    throws, fewer = only_first + only_second, min(only_first, only_second)
-    tail = ways = 1  # integers: exact for any number of questions
-    for taken in range(fewer):
-        ways = ways * (throws - taken) // (taken + 1)
-        tail += ways
-    return min(1.0, 2 * tail / (1 << throws))
+    return float(binomtest(only_first, only_first + only_second).pvalue) if only_first + only_second else 1.0
 
 
 def pairs(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, int, int]:
@@ -192,21 +180,14 @@ def bootstrap_mean(values: Sequence[float], seed: int, level: float = 0.95) -> t
     mean = float(each.mean())
     if (each == each[0]).all():
         return mean, mean, mean
-    generator = np.random.default_rng(seed)
-    portion = max(1, DRAWN_AT_ONCE // len(each))
-    sizes = [min(portion, RESAMPLES - start) for start in range(0, RESAMPLES, portion)]
-    means = np.concatenate([each[generator.integers(len(each), size=(size, len(each)))].mean(1) for size in sizes])
-    below = ((means < mean).mean() + (means <= mean).mean()) / 2
-    normal = NormalDist()
-    bias = normal.inv_cdf(min(max(float(below), 1 / RESAMPLES), 1 - 1 / RESAMPLES))
-    skew = each - mean  # the jackknife's influences of a mean
-    acceleration = float((skew**3).sum() / (6 * (skew**2).sum() ** 1.5))
+    from scipy.stats import bootstrap
 
-    def end(deviate: float) -> float:
-        moved = bias + (bias + deviate) / (1 - acceleration * (bias + deviate))
-        return float(np.quantile(means, normal.cdf(moved)))
-
-    return mean, end(-quantile(level)), end(quantile(level))
+    batch = max(1, DRAWN_AT_ONCE // len(each))
+    found = bootstrap(
+        (each,), np.mean, n_resamples=RESAMPLES, batch=batch, confidence_level=level, method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return mean, float(found.low), float(found.high)
 
 
 def majority(answers: Sequence[str | None]) -> tuple[str | None, float]:

@@ -93,7 +93,7 @@ class StepMetrics(Callback):
     Nothing waits for the GPU in mid-training, so that it always has the next step before it: a step is written when the
     one after it has been launched. All are written before a validation and before a checkpoint.
 
-    Raises RunFailed for a loss that is no number any more, before a checkpoint holds what came of it.
+    Raises RunFailed for a loss that is no number any more, before a checkpoint with broken weights is saved.
     """
 
     def __init__(self, model: Any) -> None:

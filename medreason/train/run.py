@@ -188,7 +188,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: Any)
     resumed = resumed or own_checkpoint(run)
     tokenizer, data = prepared(config, split, resumed, say)
     earlier = read_json(run / "run.json")
-    given = earlier if earlier.get("status") == "starting" else {}  # by whoever started this process for a job
+    given = earlier if earlier.get("status") == "starting" else {}  # by the process that started this one for a job
     goes_on = resumed is not None and resumed.is_relative_to(run)
     record: dict[str, Any] = {
         "status": "running",

@@ -5,8 +5,13 @@ import numpy as np
 import pytest
 
 from medreason.core.json_lines import read_json_lines
-from medreason.data.packing import best_fit, fill, pack
+from medreason.data.packing import best_fit, pack
 from support import SHARED
+
+
+def fill(lengths: list[int], rows: list[list[int]], row_tokens: int) -> float:
+    """Share of the rows' tokens that are document, in (0, 1]."""
+    return sum(lengths) / (len(rows) * row_tokens)
 
 
 def real_lengths(count: int, seed: int = 1) -> list[int]:

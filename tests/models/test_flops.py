@@ -15,7 +15,6 @@ from medreason.models.flops import (
     peak_flops,
     shape_of,
     token_flops,
-    training_flops,
 )
 from support import LINEARS
 
@@ -45,8 +44,7 @@ def test_documents_see_themselves_alone() -> None:
     # one document: 12 x layers x width x length^2 as in PaLM's appendix B, half of it behind the mask
     assert attention_flops(MISTRAL, [1000]) == 6 * 32 * 4096 * 1000**2
     assert attention_flops(MISTRAL, [500, 500]) == attention_flops(MISTRAL, [1000]) // 2
-    apart = training_flops(MISTRAL, 0, [300]) + training_flops(MISTRAL, 0, [700])
-    assert training_flops(MISTRAL, 0, [300, 700]) == apart
+    assert attention_flops(MISTRAL, [300, 700]) == attention_flops(MISTRAL, [300]) + attention_flops(MISTRAL, [700])
 
 
 def count(model: Any, tokens: int) -> tuple[int, int]:
