@@ -23,8 +23,8 @@ import torch  # noqa: E402
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
 from medreason.data.datamodule import MedicalReasoningData, PackedBatch, PackedLoader  # noqa: E402
-from medreason.train.callbacks import StepMetrics  # noqa: E402
 from medreason.train.finetuner import Finetuner  # noqa: E402
+from medreason.train.metrics import StepMetrics  # noqa: E402
 from medreason.train.optimizer import build_optimizer  # noqa: E402
 
 OPTIM = composed().optim

@@ -40,8 +40,8 @@ READ_LATE = (
 MODULES = ("medreason.", "torch.distributed.run", "submitit.core._submit")  # what a fork carries out
 WITHOUT_UNSLOTH = ("medreason.serve",)  # it would be served by what Unsloth made of transformers
 WARM = (
-    *("unsloth", "lightning.pytorch", "medreason.train.run", "medreason.train.finetuner", "medreason.data.datamodule"),
-    *("medreason.train.callbacks", "medreason.evaluate.run", "medreason.export.write", "medreason.data.show"),
+    *("unsloth", "lightning.pytorch", "medreason.train.run", "medreason.train.fit", "medreason.data.datamodule"),
+    *("medreason.evaluate.run", "medreason.export.write", "medreason.data.show"),
     "medreason.chat.talk",
 )
 

@@ -22,7 +22,7 @@ from medreason.inference.target import find_answerer
 from medreason.models import embedded
 from medreason.models.checks import check_safetensors
 from medreason.models.load import load_tokenizer
-from medreason.train.callbacks import WholeCheckpoints
+from medreason.train.checkpoints import WholeCheckpoints
 from support import TINY
 
 FULL = OSError(errno.ENOSPC, "No space left on device")

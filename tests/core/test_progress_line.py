@@ -19,7 +19,7 @@ from medreason.config import Format
 from medreason.core.progress_line import AnswersLine, ProgressLine, fitted, hours
 from medreason.inference.batched import generate_answers, write_in_batches
 from medreason.models.prompts import prompt_text
-from medreason.train.callbacks import StepLine
+from medreason.train.metrics import StepLine
 from support import ROOT
 
 WHOLE = ["step 44/44", "loss 0.123", "held-out 0.456", "12,345 tok/s", "0:12 left"]

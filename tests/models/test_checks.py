@@ -9,7 +9,8 @@ from medreason.config import DECODER_LINEARS, ConfigError, steps_of
 from medreason.core.run_directory import check_resumed
 from medreason.models.checks import check_steps, describe_few
 from medreason.models.load import check_lora, positions
-from medreason.train.run import save_config, taught
+from medreason.train.fit import taught
+from medreason.train.run import save_config
 from support import TINY, composed, lora
 
 CKPT = Path("runs/a/checkpoints/last.ckpt")

@@ -13,8 +13,8 @@ from medreason.config import Algorithm, Decay, Format, OptimConfig, RunFailed
 from medreason.data.datamodule import PackedLoader
 from medreason.data.tokenization import tokenize
 from medreason.models.prompts import Example
-from medreason.train.callbacks import Step, StepLine, StepMetrics
 from medreason.train.finetuner import AdapterMismatch, Finetuner
+from medreason.train.metrics import Step, StepLine, StepMetrics
 
 OPTIM = OptimConfig(Algorithm.adamw, 1e-2, 1.0, [0.9, 0.999], 1e-8, 0.0, 0, Decay.constant, 0.0)
 
@@ -112,7 +112,7 @@ def test_a_step_is_written_once_the_next_is_under_way_and_before_a_checkpoint(
     loader = PackedLoader(tokenize(cases[:20], tokenizer, Format.think), 512, pad_token=3)
     model, logger = make_model(), Rows()
     metrics = StepMetrics(model)
-    monkeypatch.setattr("medreason.train.callbacks.done_at_once", lambda device: False)
+    monkeypatch.setattr("medreason.train.metrics.done_at_once", lambda device: False)
     trainer = L.Trainer(
         accelerator="cpu", max_steps=3, logger=logger, log_every_n_steps=0, callbacks=[metrics, Watch()],
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,

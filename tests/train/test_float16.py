@@ -16,8 +16,8 @@ from medreason.data.tokenization import tokenize
 from medreason.models.checks import check_float16, check_precision, lightning_precision
 from medreason.models.load import trained_dtype
 from medreason.models.prompts import Example
-from medreason.train.callbacks import StepMetrics
 from medreason.train.finetuner import Finetuner
+from medreason.train.metrics import StepMetrics
 
 OPTIM = OptimConfig(Algorithm.adamw, 1e-2, 1.0, [0.9, 0.999], 1e-8, 0.0, 0, Decay.linear, 1.0)
 Documents = Any  # what `tokenize` gives

@@ -15,9 +15,9 @@ from medreason.core.run_directory import metrics_logger, read_cells, read_metric
 from medreason.data.datamodule import PackedLoader
 from medreason.data.tokenization import Document
 from medreason.models.checks import LOGGERS, check_logger
-from medreason.train.callbacks import StepMetrics
 from medreason.train.finetuner import Finetuner
 from medreason.train.loggers import outside_logger
+from medreason.train.metrics import StepMetrics
 from support import composed, run_train, tiny_run
 from toy import OPTIM, TOKENS, Toy
 

@@ -166,7 +166,7 @@ def test_a_finished_run_can_be_trained_further(unbroken: Path, rows_file: Path, 
 
 
 def test_square_brackets_in_a_row_do_not_break_the_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from medreason.train.run import summarize
+    from medreason.train.summary import summarize
 
     sample = {"question": "Na [mmol/L] [/INST]?", "answer": "[/bold]", "after": "<think>[/]</think>[red"}
     (tmp_path / "samples.json").write_text(json.dumps([sample]))
@@ -177,7 +177,7 @@ def test_square_brackets_in_a_row_do_not_break_the_summary(tmp_path: Path, capsy
 def test_a_summary_says_what_is_right_and_what_always_the_same_answer_would_score(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from medreason.train.run import summarize
+    from medreason.train.summary import summarize
 
     answers = ["Stage G3b", "Stage G3b", "Stage G1", "Obese"]
     samples = [{"question": "Q?", "answer": answer, "after": "Stage G3b"} for answer in answers[1:] + answers[:1]]

@@ -14,9 +14,11 @@ from lightning.pytorch.loggers.logger import Logger
 from medreason.config import Decay
 from medreason.data.datamodule import PackedLoader
 from medreason.data.tokenization import Document
-from medreason.train.callbacks import BestCheckpoint, Patience, StepMetrics, checkpoints
+from medreason.train.checkpoints import BestCheckpoint, checkpoints
+from medreason.train.early_stopping import Patience
 from medreason.train.finetuner import Finetuner
-from medreason.train.run import Kept, describe_kept, hand_out
+from medreason.train.fit import Kept, describe_kept, hand_out
+from medreason.train.metrics import StepMetrics
 from toy import OPTIM, TOKENS, Toy
 
 
