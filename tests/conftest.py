@@ -13,7 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two in each of several processe
 os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 # one for all processes of a session: they inherit the name
-os.environ.setdefault("MEDREASON_TEST_CACHE", tempfile.mkdtemp(prefix="medreason-tests-"))
+if "MEDREASON_TEST_CACHE" not in os.environ:
+    os.environ["MEDREASON_TEST_CACHE"] = tempfile.mkdtemp(prefix="medreason-tests-")
 os.environ["MEDREASON_CACHE"] = os.environ["MEDREASON_TEST_CACHE"]
 
 import pytest
@@ -27,7 +28,7 @@ from support import TAUGHT, TINY, lora, write_rows
 # a shell that starts the tests in the background has them ignore Ctrl-C, and all that they start, which tests send it
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-LONGEST = ("sweep", "train", "engine", "evaluate", "inference", "core")
+LONGEST = ("sweep", "train", "tests", "core", "engine", "evaluate", "models")
 
 # what the text of a file of tests holds that has a model in its own process, or starts others
 MODELS = "unsloth|make_model|taught_run|load_model|load_trained|peft|trl"
