@@ -35,7 +35,19 @@ READ_LATE = (
     *("MEDREASON_", "WANDB_", "HYDRA_", "MLFLOW_", "TRACKIO_", "COLAB_", "KAGGLE_", "PYTEST_", "CUDA_VISIBLE_DEVICES"),
     *("GRADIO_", "HF_HUB_DISABLE_TELEMETRY"),  # set by imports of the tests themselves
     *("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "PWD", "OLDPWD", "SHLVL", "_", "KMP_"),
-    *("LOCAL_", "RANK", "GROUP_", "ROLE_", "WORLD_SIZE", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_", "SUBMITIT_", "NODE_RANK", "PL_"),
+    *(
+        "LOCAL_",
+        "RANK",
+        "GROUP_",
+        "ROLE_",
+        "WORLD_SIZE",
+        "MASTER_",
+        "TORCHELASTIC_",
+        "TORCH_NCCL_",
+        "SUBMITIT_",
+        "NODE_RANK",
+        "PL_",
+    ),
 )
 MODULES = ("medreason.", "torch.distributed.run", "submitit.core._submit")  # what a fork carries out
 WITHOUT_UNSLOTH = ("medreason.serve",)  # it would be served by what Unsloth made of transformers
