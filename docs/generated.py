@@ -4,6 +4,7 @@ A hook of mkdocs, which calls the functions that begin with `on_`.
 """
 
 import ast
+from enum import Enum
 from typing import Any
 
 import hydra
@@ -24,6 +25,7 @@ from medreason.core.settings_help import Setting, choices, describe, root
 
 COMMANDS = {"evaluate": EvaluateConfig, "export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig,
             "runs": RunsConfig}  # fmt: skip
+LONGEST = 80  # characters of a value that is shown
 GROUPS = ("model", "lora", "optim", "data", "trainer", "logger")
 HEAD = "| setting | takes | default | what it is |\n|---|---|---|---|"
 INTRO = """# Every setting
@@ -103,8 +105,12 @@ def defaults(name: str, first: str, by_choice: dict[str, dict[str, Any]]) -> str
 
 
 def code(value: Any) -> str:
+    if isinstance(value, Enum):
+        value = value.name
     text = {True: "true", False: "false", None: "null"}.get(value) if isinstance(value, bool | None) else str(value)
-    return f"`{text}`" if text else "empty"
+    if not text:
+        return "empty"
+    return f"`{text}`" if len(text) <= LONGEST else "a template of its own"  # the only values of that length
 
 
 def table(settings: list[Setting], told: dict[str, str] | None = None) -> str:

@@ -1,7 +1,7 @@
 """python -m medreason.runs: runs and sweeps of a folder, newest last.
 
     name                          status    steps  loss   score              size    age
-    2026-11-26_09-14-02_tiny      finished     44  2.185  medqa 41.2%      12 MB   3 h
+    2026-11-26_09-14-02_tiny      finished     44  2.185  41.2% medqa      12 MB   3 h
 
 `clean=list` says which folders hold nothing that anyone could want, `clean=remove` removes them.
 """
@@ -99,10 +99,10 @@ def score_of(run: Path, results: dict[str, Any]) -> str:
         for name, score in mapping(read_mapping(file)[0].get("scores")).items():
             accuracy = finite(mapping(score).get("accuracy"))
             if accuracy is not None and file.parent.name.partition("_")[2] != "base":
-                scores.append(f"{name} {accuracy:.1%}")
+                scores.append(f"{accuracy:.1%} {name}")
     exact = finite(results.get("accuracy_after"))
     if exact is not None:
-        scores.append(f"held out {exact:.1%}")
+        scores.append(f"{exact:.1%} held out")
     return "" if not scores else scores[0] if len(scores) == 1 else f"{scores[0]}, {len(scores) - 1} more"
 
 
@@ -192,14 +192,15 @@ def print_runs(runs: Sequence[Listed], folder: Path) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("name", overflow="ellipsis", no_wrap=True, ratio=1 if sys.stdout.isatty() else None)
-    table.add_column("status", overflow="ellipsis", no_wrap=True, max_width=18 if sys.stdout.isatty() else None)
+    narrow = sys.stdout.isatty()  # then names and words are cut, and never numbers
+    table = Table(box=None, pad_edge=False, expand=narrow)
+    table.add_column("name", overflow="ellipsis", no_wrap=True, ratio=1 if narrow else None)
+    table.add_column("status", overflow="ellipsis", no_wrap=True, min_width=8, max_width=18 if narrow else None)
     for name in ("steps", "loss"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("score", overflow="ellipsis", no_wrap=True, max_width=20 if sys.stdout.isatty() else None)
-    for name in ("size", "age"):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True, min_width=5)
+    table.add_column("score", overflow="ellipsis", no_wrap=True, max_width=16 if narrow else None)
+    for name, least in (("size", 6), ("age", 6)):
+        table.add_column(name, justify="right", no_wrap=True, min_width=least)
     now = time.time()
     for run in runs:
         table.add_row(

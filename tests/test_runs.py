@@ -54,9 +54,9 @@ def test_runs_and_sweeps_are_listed_with_the_newest_last(tmp_path: Path, capsys:
     runs = list_runs(tmp_path)
     assert [run.folder.name for run in runs] == ["old", "sweep", "new_病例", "odd"]
     old, sweep, new, odd = runs
-    assert (old.score, old.loss, old.steps, old.status) == ("medqa 41.2%", 2.5, 44, "finished")
+    assert (old.score, old.loss, old.steps, old.status) == ("41.2% medqa", 2.5, 44, "finished")
     assert (sweep.status, sweep.loss) == ("1 of 2 trials", 3.5)
-    assert new.score == "held out 50.0%" and "run.json cannot be read" in odd.status
+    assert new.score == "50.0% held out" and "run.json cannot be read" in odd.status
     assert [run.folder.name for run in list_runs(tmp_path, trials=True)].count("1") == 1
     print_runs(runs, tmp_path)
     said = capsys.readouterr().out.splitlines()

@@ -1,11 +1,13 @@
 """Several runs side by side as one page: settings that differ, courses, scores with paired tests, answers."""
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from medreason.config import Format
 from medreason.core.json_lines import read_json_lines
@@ -16,6 +18,7 @@ from medreason.report.html import amount, duration, page, paragraph, picture, pr
 from medreason.report.results import Trial, read_trial
 from medreason.report.run_page import is_right, score_cells
 
+REPORT = "report.html"
 ABSENT = "\u2013"  # where a run has no such setting or result
 
 
@@ -167,6 +170,12 @@ def summary(runs: Sequence[Compared]) -> list[str]:
     return [*lines, trouble] if trouble else lines
 
 
+def link(run: Compared, first: Compared) -> str:
+    """A paragraph with a link to a run's own page, from the first run's folder."""
+    path = os.path.relpath(run.folder.resolve() / REPORT, first.folder.resolve())
+    return f'<p><a href="{escape(quote(path))}">{escape(run.name)}</a></p>'
+
+
 def told_of(runs: Sequence[Compared], words: Sequence[str]) -> list[tuple[Compared, str]]:
     return [(run, each) for run, each in zip(runs[1:], words, strict=True) if each]
 
@@ -212,7 +221,6 @@ def comparison_page(runs: Sequence[Compared]) -> str:
                 *map(paragraph, [*differences, *marks]),
                 "" if scores else paragraph("No benchmark was answered by two of the runs in the same way."),
             ),
-            section("Their own pages", *(paragraph(str(nearby(run.folder.resolve() / "report.html"))) for run in runs
-                                         if (run.folder / "report.html").is_file())),
+            section("Their own pages", *(link(run, runs[0]) for run in runs if (run.folder / REPORT).is_file())),
         ],
     )  # fmt: skip
