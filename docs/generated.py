@@ -19,12 +19,13 @@ from medreason.config import (
     SearchConfig,
     ServeConfig,
     TrainConfig,
+    VerdictConfig,
 )
 from medreason.core.cli import apart
 from medreason.core.settings_help import Setting, choices, describe, root
 
-COMMANDS = {"evaluate": EvaluateConfig, "export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig,
-            "runs": RunsConfig}  # fmt: skip
+COMMANDS = {"evaluate": EvaluateConfig, "verdict": VerdictConfig, "export": ExportConfig, "chat": ChatConfig,
+            "serve": ServeConfig, "runs": RunsConfig}  # fmt: skip
 LONGEST = 80  # characters of a value that is shown
 GROUPS = ("model", "lora", "optim", "data", "trainer", "logger")
 HEAD = "| setting | takes | default | what it is |\n|---|---|---|---|"

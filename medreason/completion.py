@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import PurePath
 
-from medreason.config import ChatConfig, EvaluateConfig, ExportConfig, SearchConfig, ServeConfig, TrainConfig
+from medreason.config import (
+    ChatConfig,
+    EvaluateConfig,
+    ExportConfig,
+    SearchConfig,
+    ServeConfig,
+    TrainConfig,
+    VerdictConfig,
+)
 from medreason.core.commands import COMMANDS
 from medreason.core.outside import one_line
 from medreason.core.settings_help import Setting, choices, describe, root
@@ -24,6 +32,7 @@ SCHEMAS = {
     "data": TrainConfig,
     "dashboard": TrainConfig,
     "evaluate": EvaluateConfig,
+    "verdict": VerdictConfig,
     "export": ExportConfig,
     "chat": ChatConfig,
     "serve": ServeConfig,

@@ -619,6 +619,38 @@ class EvaluateConfig:
 
 
 @dataclass
+class VerdictConfig:
+    run: str  # a run directory
+    checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
+    benchmarks: list[str]  # names (medreason/data/benchmarks.py) or files of their form
+    forgetting: list[str]  # benchmarks outside what was trained, watched for what the run forgot
+    method: Method
+    limit: int | None  # questions of each benchmark, chosen by `seed`
+    batch: int | None  # questions answered at once; null: by method
+    max_new_tokens: int  # with method=generate
+    margin: float  # points of accuracy that do not matter: a difference surely within them is called the same
+    fail_if_worse: bool  # exit code 1 where the run is worse on any benchmark
+    output: str | None  # null: RUN/evaluation/verdict_METHOD
+    seed: int  # draws the questions of `limit`
+
+    def __post_init__(self) -> None:
+        check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
+        check(bool(self.benchmarks or self.forgetting), "benchmarks", "name at least one (benchmarks=[medqa])", [])
+        for name in ("limit", "batch"):
+            value = getattr(self, name)
+            check(value is None or value > 0, name, "be positive or null", value)
+        check(self.max_new_tokens > 0, "max_new_tokens", "be positive", self.max_new_tokens)
+        check(0 <= self.margin <= 100, "margin", "be in 0 to 100", self.margin)
+        check_most(self, "", limit=MOST_STEPS, batch=MOST_AT_ONCE, max_new_tokens=MOST_TOKENS)
+        check(abs(self.seed) < 2**SEED_BITS, "seed", f"have at most {SEED_BITS} bits", self.seed)
+        self.run = place("run", self.run)
+        for name in ("benchmarks", "forgetting"):
+            check(all(getattr(self, name)), name, "be names or files", list(getattr(self, name)))
+            setattr(self, name, [place(name, one) for one in getattr(self, name)])
+        settle_places(self, "output")
+
+
+@dataclass
 class ExportConfig:
     run: str  # a run directory
     format: ExportFormat

@@ -10,7 +10,15 @@ from pathlib import Path
 import hydra
 import pytest
 
-from medreason.config import ChatConfig, EvaluateConfig, ExportConfig, RunsConfig, ServeConfig, TrainConfig
+from medreason.config import (
+    ChatConfig,
+    EvaluateConfig,
+    ExportConfig,
+    RunsConfig,
+    ServeConfig,
+    TrainConfig,
+    VerdictConfig,
+)
 from medreason.core.cli import apart, load
 from medreason.core.commands import COMMANDS
 from support import ROOT, composed
@@ -24,8 +32,8 @@ LINES = [
     for page, text in TEXT.items()
     for name, words in re.findall(r"^(?:python -m medreason\.|medreason )(\w+) ?(.*)$", text, re.M)
 ]
-SCHEMAS = {"evaluate": EvaluateConfig, "export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig,
-           "runs": RunsConfig}  # fmt: skip
+SCHEMAS = {"evaluate": EvaluateConfig, "verdict": VerdictConfig, "export": ExportConfig, "chat": ChatConfig,
+           "serve": ServeConfig, "runs": RunsConfig}  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "line"), LINES)

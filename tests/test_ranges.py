@@ -19,6 +19,7 @@ from medreason.config import (
     SearchConfig,
     ServeConfig,
     TrainConfig,
+    VerdictConfig,
     typed,
 )
 from medreason.core.cli import explain
@@ -40,7 +41,7 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
     """Every group of settings, and every command's own, with values that pass."""
     plain = {
         name: yaml.safe_load((ROOT / "conf" / f"{name}.yaml").read_text(encoding="utf-8"))
-        for name in ("evaluate", "export", "chat", "serve", "hydra/sweeper/optuna", "hydra/sweeper/confirm")
+        for name in ("evaluate", "verdict", "export", "chat", "serve", "hydra/sweeper/optuna", "hydra/sweeper/confirm")
     }
     for settings in plain.values():
         for extra in ("defaults", "hydra", "_target_"):
@@ -53,6 +54,7 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
         "cases": (DataConfig, cases["data"]),
         "evaluate": (EvaluateConfig, plain["evaluate"] | {"run": "x"}),
         "served": (EvaluateConfig, plain["evaluate"] | {"run": "x", "method": "generate", "server": "http://x/v1"}),
+        "verdict": (VerdictConfig, plain["verdict"] | {"run": "x"}),
         "export": (ExportConfig, plain["export"] | {"run": "x", "format": "gguf"}),
         "chat": (ChatConfig, plain["chat"] | {"run": "x"}),
         "serve": (ServeConfig, plain["serve"] | {"run": "x"}),
@@ -62,8 +64,8 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
 
 
 NAMES = (
-    "model", "lora", "optim", "data", "trainer", "logger", "train", "cases", "evaluate", "served", "export", "chat",
-    "serve", "optuna", "confirm",
+    "model", "lora", "optim", "data", "trainer", "logger", "train", "cases", "evaluate", "served", "verdict",
+    "export", "chat", "serve", "optuna", "confirm",
 )  # fmt: skip
 
 

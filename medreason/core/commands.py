@@ -8,6 +8,7 @@ COMMANDS = {
     "report": "a run or a sweep as one page: DIR/report.html",
     "dashboard": "lay out a W&B workspace for runs with logger=wandb",
     "evaluate": "how well a run's model, or any other, answers benchmarks",
+    "verdict": "did fine-tuning help: better, worse or the same as its base",
     "chat": "ask a run's model, in the terminal or (page=true) on a web page",
     "export": "a run's model in a folder of its own: adapter, merged, gguf",
     "serve": "a run's model behind an OpenAI-compatible endpoint",

@@ -277,6 +277,10 @@ EXAMPLES = {
         "run=runs/RUN benchmarks=quiz.jsonl method=generate": "written answers",
         "run=runs/RUN base=true": "the model before the run",
     },
+    "verdict": {
+        "run=last benchmarks=medqa,pubmedqa": "better, worse or the same as the model before the run",
+        "run=last forgetting=general.jsonl fail_if_worse=true": "for a script: exit code 1 if worse",
+    },
     "export": {
         "run=runs/RUN format=merged": "16-bit weights with LoRA in them",
         "run=runs/RUN format=gguf quantization=q4_k_m": "for llama.cpp and Ollama",

@@ -17,6 +17,7 @@ from medreason.config import (
     SearchConfig,
     ServeConfig,
     TrainConfig,
+    VerdictConfig,
 )
 from medreason.core.cli import help_page
 from medreason.core.settings_help import EXAMPLES, Setting, choices, describe, describe_type, first_sentence
@@ -24,7 +25,7 @@ from support import ROOT
 
 SCHEMAS = {
     "train": TrainConfig, "data": TrainConfig, "dashboard": TrainConfig, "evaluate": EvaluateConfig,
-    "export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig,
+    "verdict": VerdictConfig, "export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig,
 }  # fmt: skip
 
 
