@@ -14,7 +14,8 @@ import time
 import torch
 
 from medreason.core.cli import composed
-from medreason.data.benchmarks import read_task, reasoning_prompt
+from medreason.data.benchmarks import reasoning_prompt
+from medreason.data.known_benchmarks import read_task
 from medreason.inference import continuous
 from medreason.inference.batched import write_in_batches
 from medreason.models.load import load_tokenizer

@@ -573,7 +573,7 @@ class EvaluateConfig:
     checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     precision: Precision | None  # of the base; null: as the run had it, without one nf4 (half on a CPU)
     format: Format | None  # of prompts and answers; null: as the run had it, without one think
-    benchmarks: list[str]  # names (medreason/data/benchmarks.py) or files of their form
+    benchmarks: list[str]  # names (medreason/data/known_benchmarks.py) or files of their form
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`
     batch: int | None  # questions answered at once: of a static batch, or asked of a server; null: by method
@@ -622,7 +622,7 @@ class EvaluateConfig:
 class VerdictConfig:
     run: str  # a run directory
     checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
-    benchmarks: list[str]  # names (medreason/data/benchmarks.py) or files of their form
+    benchmarks: list[str]  # names (medreason/data/known_benchmarks.py) or files of their form
     forgetting: list[str]  # benchmarks outside what was trained, watched for what the run forgot
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`

@@ -16,8 +16,8 @@ from medreason.core.outside import literal, one_line
 from medreason.core.progress import say
 from medreason.core.run_directory import provenance, write_json
 from medreason.core.settings_help import root
-from medreason.data.benchmarks import HUB
 from medreason.data.folders import table_name
+from medreason.data.known_benchmarks import HUB
 from medreason.evaluate.builtin import RUN_TASKS
 from medreason.evaluate.run import evaluate, read_records
 from medreason.inference.target import find_answerer

@@ -1,6 +1,7 @@
-"""Benchmarks of multiple-choice questions: read, checked, asked.
+"""Multiple-choice questions: read from rows, checked, asked.
 
-A file (JSONL, JSON, Parquet, CSV) or a folder of them holds rows of this form, HUB's data sets are brought to it:
+A file (JSONL, JSON, Parquet, CSV) or a folder of them holds rows of this form; the hub's data sets are brought to it by
+known_benchmarks.py:
 
     id         optional; a row without one is known by its number
     question   text
@@ -12,22 +13,17 @@ A file (JSONL, JSON, Parquet, CSV) or a folder of them holds rows of this form, 
 Names of columns are read in any case. MedMCQA's own columns (opa, opb, opc, opd, cop) are read too.
 """
 
-import difflib
 import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from enum import Enum
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from medreason.config import ConfigError
-from medreason.core.progress import some_of
-from medreason.data.folders import list_tables, table_kind, table_name, to_ask
 from medreason.data.normalize import folded
-from medreason.data.sources import read_file, read_hub
 from medreason.data.tables import Row
 
 SETTING = "benchmarks"  # the setting that an error names
@@ -77,34 +73,6 @@ Layout = Callable[[int, Mapping[str, Any]], Question | None]  # a row's number a
 
 class BadQuestion(ValueError):
     """What is wrong with a row, without its place."""
-
-
-def read_task(name_or_path: str, say: Callable[[str], None] = lambda line: None) -> Task:
-    """The benchmark of this name (see HUB), or of a local file or folder.
-
-    Raises ConfigError, one line, for an unknown name, what cannot be read, and a row that cannot be asked or scored.
-    """
-    if name_or_path in HUB:
-        return make_task(name_or_path, hub_questions(name_or_path))
-    path = Path(name_or_path)
-    if not name_or_path or not (path.exists() or table_kind(path) is not None):
-        near = difflib.get_close_matches(name_or_path.lower(), HUB, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(HUB)}"
-        raise ConfigError(f"{SETTING}={name_or_path}: no such benchmark or file ({hint})")
-    listing = list_tables(name_or_path, SETTING, to_ask)
-    if skipped := [f"{name} ({reason})" for name, reason in listing.skipped.items()]:
-        say(f"{SETTING}={name_or_path}: not read: {some_of(skipped)}")
-    rows = ((str(file), row) for file in listing.read for row in read_file(file, SETTING))
-    return make_task(table_name(path), (each for place, row in rows if (each := placed(place, row, from_row))))
-
-
-def hub_questions(name: str) -> Iterable[tuple[str, Question]]:
-    path, configurations, split, layout = HUB[name]
-    for configuration in configurations:
-        place = path if configuration is None else f"{path}:{configuration}"
-        for row in read_hub(path, configuration, None, (split,), SETTING):
-            if found := placed(place, row, layout):
-                yield found
 
 
 def placed(source: str, row: Row, layout: Layout) -> tuple[str, Question] | None:
@@ -213,67 +181,12 @@ def letter_of(cells: Mapping[str, Any], column: str) -> str:
     return ascii_uppercase[index]
 
 
-def from_medqa(number: int, cells: Mapping[str, Any]) -> Question:
-    """GBaker/MedQA-USMLE-4-options; the subject is the USMLE step."""
-    options = {letter: str(option).strip() for letter, option in sorted(needed(cells, "options").items())}
-    subject = str(cells.get("meta_info") or "")
-    return Question(f"medqa-{number}", text(cells, "question"), options, text(cells, "answer_idx"), subject, "")
-
-
 def from_medmcqa(number: int, cells: Mapping[str, Any]) -> Question:
     """openlifescienceai/medmcqa. Its test split has no published key; scores are of validation."""
     options = lettered([needed(cells, column) for column in ("opa", "opb", "opc", "opd")])
     subject = str(cells.get("subject_name") or "")
     identity = str(cells.get("id") or f"medmcqa-{number}")
     return Question(identity, text(cells, "question"), options, letter_of(cells, "cop"), subject, "")
-
-
-def from_pubmedqa(number: int, cells: Mapping[str, Any]) -> Question:
-    """qiaojin/PubMedQA, pqa_labeled: yes, no or maybe, by an abstract without its conclusion.
-
-    All 1,000 expert-labelled questions. Published scores are of 500 of them, whose ids stand in the authors' repository
-    (test_ground_truth.json) and nowhere in these rows: to compare with them, name a file of those questions.
-    """
-    options = {"A": "yes", "B": "no", "C": "maybe"}
-    answers = {option: letter for letter, option in options.items()}
-    decision = text(cells, "final_decision").lower()
-    context = needed(cells, "context")
-    parts, labels = context["contexts"], context.get("labels") or []
-    if len(labels) == len(parts):
-        parts = [f"{label}: {part}" for label, part in zip(labels, parts, strict=True)]
-    identity = f"pubmedqa-{cells.get('pubid') or number}"
-    return Question(identity, text(cells, "question"), options, answers.get(decision, decision), "", "\n".join(parts))
-
-
-def from_mmlu(number: int, cells: Mapping[str, Any]) -> Question:
-    """cais/mmlu, one subject a configuration."""
-    subject = text(cells, "subject")
-    options = lettered(needed(cells, "choices"))
-    return Question(
-        f"mmlu-{subject}-{number}", text(cells, "question"), options, letter_of(cells, "answer"), subject, ""
-    )
-
-
-def from_mmlu_pro_health(number: int, cells: Mapping[str, Any]) -> Question | None:
-    """TIGER-Lab/MMLU-Pro, three to ten options; None for categories other than health."""
-    if cells.get("category") != "health":
-        return None
-    identity = f"mmlu-pro-{cells.get('question_id') or number}"
-    return Question(
-        identity, text(cells, "question"), lettered(needed(cells, "options")), text(cells, "answer"), "", ""
-    )
-
-
-MMLU_SUBJECTS = ("anatomy", "clinical_knowledge", "college_biology", "college_medicine", "medical_genetics",
-                 "professional_medicine")  # fmt: skip
-# name -> the hub's data set, its configurations, the split that scores are reported of, how its rows are read
-HUB: dict[str, tuple[str, tuple[str | None, ...], str, Layout]] = {
-    "medqa": ("GBaker/MedQA-USMLE-4-options", (None,), "test", from_medqa),
-    "medmcqa": ("openlifescienceai/medmcqa", (None,), "validation", from_medmcqa),
-    "pubmedqa": ("qiaojin/PubMedQA", ("pqa_labeled",), "train", from_pubmedqa),
-    "mmlu_medical": ("cais/mmlu", MMLU_SUBJECTS, "test", from_mmlu),
-    "mmlu_pro_health": ("TIGER-Lab/MMLU-Pro", (None,), "test", from_mmlu_pro_health),
-}
 
 
 def cyclic_orders(options: int, count: int) -> list[tuple[int, ...]]:

@@ -22,9 +22,10 @@ from medreason.core.progress import quieten, say
 from medreason.core.progress_line import AnswersLine
 from medreason.core.run_directory import provenance, read_json, weights_digest, write_json
 from medreason.core.run_log import kept_log
-from medreason.data.benchmarks import Kind, Question, Task, chance, presented, read_task
+from medreason.data.benchmarks import Kind, Question, Task, chance, presented
 from medreason.data.clinical_cases import KINDS
 from medreason.data.corpus import Split, read_split
+from medreason.data.known_benchmarks import read_task
 from medreason.evaluate.builtin import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
 from medreason.evaluate.display import draw, show
 from medreason.export.model_card import write_cards

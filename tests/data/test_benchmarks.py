@@ -10,20 +10,16 @@ import pyarrow.parquet
 import pytest
 
 from medreason.config import ConfigError
-from medreason.data import benchmarks
-from medreason.data.benchmarks import (
+from medreason.data import known_benchmarks
+from medreason.data.benchmarks import Question, from_medmcqa, likelihood_prompt, permuted, reasoning_prompt
+from medreason.data.known_benchmarks import (
     HUB,
     MMLU_SUBJECTS,
-    Question,
-    from_medmcqa,
     from_medqa,
     from_mmlu,
     from_mmlu_pro_health,
     from_pubmedqa,
-    likelihood_prompt,
-    permuted,
     read_task,
-    reasoning_prompt,
 )
 from support import ROOT, SHARED
 
@@ -84,9 +80,7 @@ def test_a_misspelt_name_brings_the_nearest(name: str) -> None:
 
 
 def test_an_unknown_name_brings_all_and_a_missing_file_says_so(tmp_path: Path) -> None:
-    assert refusal("").endswith("mmlu_pro_health)") and refusal("zzz").endswith(
-        "(known: medqa, medmcqa, pubmedqa, mmlu_medical, mmlu_pro_health)"
-    )
+    assert refusal("").endswith("gpqa_biology)") and refusal("zzz").endswith(f"(known: {', '.join(HUB)})")
     assert "absent.jsonl: no such file" in refusal(str(tmp_path / "absent.jsonl"))
     (tmp_path / "empty.jsonl").touch()
     assert "the file is empty" in refusal(str(tmp_path / "empty.jsonl"))
@@ -207,7 +201,7 @@ def from_hub(monkeypatch: pytest.MonkeyPatch, rows: dict[str | None, list[dict[s
         asked.append((path, name, *more))
         return enumerate(rows[name], 1)
 
-    monkeypatch.setattr(benchmarks, "read_hub", read_hub)
+    monkeypatch.setattr(known_benchmarks, "read_hub", read_hub)
     return asked
 
 
@@ -218,6 +212,69 @@ def test_mmlu_is_asked_in_all_six_subjects(monkeypatch: pytest.MonkeyPatch) -> N
     assert task.name == "mmlu_medical" and len(task.questions) == 12
     assert [question.subject for question in task.questions[::2]] == list(MMLU_SUBJECTS)
     assert asked[0] == ("cais/mmlu", "anatomy", None, ("test",), "benchmarks")
+
+
+TEN = dict(zip("ABCDEFGHIJ", (f"option {index}" for index in range(10)), strict=True))
+GPQA = {"Question": "Which enzyme?", "Correct Answer": "lyase", "Record ID": "rec1", "Subdomain": "Genetics",
+        "Incorrect Answer 1": "kinase", "Incorrect Answer 2": "ligase", "Incorrect Answer 3": "lipase"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "letter", "right", "subject", "options"),
+    [
+        ("medxpertqa", {"id": "Text-1", "question": "Which?\nAnswer Choices: (A) option 0 (B) option 1", "options": TEN,
+                        "label": "J", "body_system": "Skeletal"}, "J", "option 9", "Skeletal", 10),
+        ("medbullets4", {"idx": "7", "question": "Which?", "answer": "C",
+                         "options": {"A": "a", "B": "b", "C": "c", "D": "d", "E": None}}, "C", "c", "", 4),
+        ("medbullets5", {"idx": "7", "question": "Which?", "answer": "e",
+                         "options": {"A": "a", "B": "b", "C": "c", "D": "d", "E": "e"}}, "E", "e", "", 5),
+        ("careqa", {"unique_id": "u1", "question": "Which?", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": 4,
+                    "category": "Nursing"}, "D", "d", "Nursing", 4),
+        ("headqa", {"name": "Cuaderno_2013", "qid": 1, "qtext": "Which?", "ra": 2, "category": "biology",
+                    "answers": [{"aid": 2, "atext": "b "}, {"aid": 1, "atext": "a"}]}, "B", "b", "biology", 2),
+        ("supergpqa_medicine", {"uuid": "x", "question": "Which?", "options": list(TEN.values()), "answer_letter": "I",
+                                "discipline": "Medicine", "field": "Surgery"}, "I", "option 8", "Surgery", 10),
+        ("metamedqa", {"question": "Which?", "options": {"A": "a", "B": "b", "C": "I don't know"}, "answer_idx": "B",
+                       "answer": "b", "meta_info": "step1"}, "B", "b", "step1", 3),
+        ("gpqa_biology", GPQA | {"High-level domain": "Biology"}, None, "lyase", "Genetics", 4),
+    ],
+)  # fmt: skip
+def test_a_row_of_each_further_benchmark_becomes_its_question(
+    name: str, cells: dict[str, Any], letter: str | None, right: str, subject: str, options: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    path, (configuration,), split, _ = HUB[name]
+    asked = from_hub(monkeypatch, {configuration: [cells]})
+    (question,) = read_task(name).questions
+    assert asked == [(path, configuration, None, (split,), "benchmarks")]
+    assert question.options[question.answer] == right and letter in (None, question.answer)
+    assert (question.subject, len(question.options)) == (subject, options)
+    assert "Answer Choices" not in question.question and str(question.id).startswith(name.split("_")[0].rstrip("45"))
+
+
+def test_rows_of_other_fields_and_questions_that_were_taken_back_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"qtext": "q", "ra": 1, "answers": [{"aid": 1, "atext": "a"}, {"aid": 2, "atext": "b"}]}
+    from_hub(monkeypatch, {"en": [kept, kept | {"ra": 0}]})
+    assert len(read_task("headqa").questions) == 1
+    other = {"uuid": "x", "question": "q", "options": ["a", "b"], "answer_letter": "A", "discipline": "Law"}
+    from_hub(monkeypatch, {None: [other, other | {"discipline": "Medicine"}]})
+    assert len(read_task("supergpqa_medicine").questions) == 1
+    from_hub(monkeypatch, {"gpqa_main": [GPQA | {"High-level domain": "Physics"}]})
+    assert refusal("gpqa_biology").endswith("no questions")
+
+
+def test_options_without_an_order_get_the_same_one_each_time_and_not_always_the_right_one_first() -> None:
+    rows = [GPQA | {"High-level domain": "Biology", "Question": f"Which enzyme of {place}?"} for place in range(40)]
+    found = [known_benchmarks.from_gpqa_biology(place, row) for place, row in enumerate(rows)]
+    assert found == [known_benchmarks.from_gpqa_biology(place, row) for place, row in enumerate(rows)]
+    assert {question.answer for question in found if question} == set("ABCD")
+
+
+@pytest.mark.parametrize("cop", [0, 11, "1", None, True])
+def test_a_number_that_no_option_has_is_refused(cop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = {"question": "q", "op1": "a", "op2": "b", "op3": "c", "op4": "d", "cop": cop}
+    from_hub(monkeypatch, {"CareQA_en": [cells]})
+    assert "`cop`" in refusal("careqa")
 
 
 def test_a_question_without_published_answer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
