@@ -125,6 +125,13 @@ class Method(Enum):
     generate = "generate"  # the model reasons and answers; the letter is read from its answer
 
 
+class Stress(Enum):
+    """Questions made harder in a way that knowledge survives and habits do not."""
+
+    none_of_above = "none_of_above"  # the right option reads "None of the above"
+    prefill = "prefill"  # the model's answer begins with a wrong one, with method=generate
+
+
 class Batching(Enum):
     """How written answers share the GPU."""
 
@@ -580,6 +587,7 @@ class EvaluateConfig:
     max_new_tokens: int  # with method=generate
     samples: int  # with method=generate: answers to each question, of which the most frequent counts
     temperature: float  # of samples; a single answer is greedy
+    stress: Stress | None  # questions made harder, compared with the plain ones where these are answered
     orders: int  # orders of the options in which a question is asked; its letters' places are then no hint
     batching: Batching | None  # with method=generate; null: continuous on a GPU
     server: str | None  # with method=generate: address of an OpenAI-compatible server that writes instead
@@ -608,6 +616,9 @@ class EvaluateConfig:
         check_one_model(self.base, self.checkpoint)
         written = self.method is Method.generate
         check(written or self.samples == 1, "samples", "be 1 where nothing is written (method=generate)", self.samples)
+        prefilled = self.stress is Stress.prefill
+        alone = "be none_of_above or null where nothing is written here (method=generate without a server)"
+        check(not prefilled or (written and not self.server), "stress", alone, "prefill")
         check(written or not self.server, "server", "be null where nothing is written (method=generate)", self.server)
         named = self.served_model is not None
         check(not named or bool(self.server), "served_model", "be null without server=URL", self.served_model)

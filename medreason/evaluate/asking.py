@@ -10,6 +10,7 @@ A question may be asked in several orders of its options, and answered several t
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from medreason.config import Format
@@ -104,10 +105,11 @@ def by_writing(
     *,
     orders: int,
     samples: int,
+    begun: Callable[[Question], str] = lambda question: "",
 ) -> Iterator[Record]:
     """Records with what the model wrote, and what it commits to; a record comes once its question is answered whole.
 
-    `prompted` makes of a user's turn the prompt that `write` takes.
+    `prompted` makes of a user's turn the prompt that `write` takes; `begun` puts a beginning into the model's mouth.
     """
     asked = [
         (number, order)
@@ -115,14 +117,16 @@ def by_writing(
         for order in cyclic_orders(len(question.options), orders)
         for _ in range(samples)
     ]
-    prompts = [prompted(reasoning_prompt(in_order(questions[number], order))) for number, order in asked]
+    turned = [in_order(questions[number], order) for number, order in asked]
+    beginnings = [begun(question) for question in turned]
+    prompts = [prompted(reasoning_prompt(one)) + begin for one, begin in zip(turned, beginnings, strict=True)]
     left = [0] * len(questions)
     for number, _ in asked:
         left[number] += 1
     found: list[dict[int, Written]] = [{} for _ in questions]  # of each question, by the place of its prompt
     for place, written in write(prompts):
         number = asked[place][0]
-        found[number][place] = written
+        found[number][place] = replace(written, text=beginnings[place] + written.text)
         if len(found[number]) == left[number] and any(written.too_long for written in found[number].values()):
             yield too_long(questions[number], kind)
         elif len(found[number]) == left[number]:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Score = Mapping[str, Any]
+HABIT = 0.8  # share of the questions for which one letter is chosen
 
 
 def show(scores: Score) -> None:
@@ -28,6 +29,9 @@ def show(scores: Score) -> None:
             table.add_row(title, *map(literal, cells))
     console = Console(highlight=False)
     console.print(table)
+    for name, score in found.items():
+        if words := habit(score):
+            console.print(literal(f"{name}: {words}"), soft_wrap=True)
     for name, pair in scores["differences"].items():
         console.print(literal(f"{name}, against {scores['against']}: {pair['in_words']}"), soft_wrap=True)
 
@@ -55,6 +59,18 @@ def always_one_letter(score: Score) -> str:
         return ""
     letter, most = max(score["letters"].items(), key=lambda one: one[1]["gold"])
     return f"{most['gold'] / score['questions']:.1%} ({letter})"
+
+
+def habit(score: Score) -> str:
+    """Words where one letter explains a score: chosen nearly always, and alone worth as much."""
+    letters = score.get("letters") or {}
+    if not letters or score.get("accuracy") is None:
+        return ""
+    letter, count = max(letters.items(), key=lambda one: one[1]["chosen"])
+    chosen, alone = count["chosen"] / score["questions"], count["gold"] / score["questions"]
+    if chosen < HABIT or score["interval"][0] > alone:
+        return ""
+    return f"{letter} for {chosen:.0%} of the questions, which alone scores {alone:.1%}: a habit and not knowledge"
 
 
 def mean_loss(score: Score) -> str:

@@ -11,10 +11,21 @@ RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/report/scor
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medreason.config import Batching, Checkpoint, ConfigError, EvaluateConfig, Format, Method, ModelConfig, TrainConfig
+from medreason.config import (
+    Batching,
+    Checkpoint,
+    ConfigError,
+    EvaluateConfig,
+    Format,
+    Method,
+    ModelConfig,
+    Stress,
+    TrainConfig,
+)
 from medreason.core.cli import command
 from medreason.core.json_lines import append_json_lines, mend_last_line, read_json_lines
 from medreason.core.outside import one_line
@@ -28,6 +39,7 @@ from medreason.data.corpus import Split, read_split
 from medreason.data.known_benchmarks import read_task
 from medreason.evaluate.builtin import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
 from medreason.evaluate.display import draw, show
+from medreason.evaluate.stress import none_of_above, wrong_beginning
 from medreason.export.model_card import write_cards
 from medreason.inference.target import Answerer, find_answerer
 from medreason.models.checks import check_installed, check_precision, check_server
@@ -70,10 +82,18 @@ def evaluate(config: EvaluateConfig) -> None:
     tasks = [chosen(found_tasks[name], config.limit, config.seed) for name in config.benchmarks]
     if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
+    if config.stress:
+        if lettered := [task.name for task in tasks if task.kind is not Kind.choice]:
+            raise ConfigError(f"stress={config.stress.value}: {lettered[0]} has no options; name other benchmarks")
+        tasks = [none_of_above(task) for task in tasks] if config.stress is Stress.none_of_above else tasks
     batching = config.batching or default_batching()
     name = config.method.value + ("" if answerer.adapter else "_base") + ("_served" if config.server else "")
     name += "_last" if config.checkpoint is Checkpoint.last else ""
+    plain = answerer.folder / "evaluation" / name
+    name += f"_{config.stress.value}" if config.stress else ""
     folder = Path(config.output) if config.output else answerer.folder / "evaluation" / name
+    if config.stress and config.against is None and (plain / "evaluation.json").is_file():
+        config = replace(config, against=str(plain))
     what = identity(config, answerer, batching)
     if config.server is not None:  # at whatever address, in whatever precision the server holds it
         served_model = config.served_model or served_name(answerer)
@@ -187,6 +207,7 @@ def identity(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> 
         "batching": batching.value if written else None,
         "samples": config.samples if written else None,
         "temperature": temperature(config) or None,
+        "stress": config.stress.value if config.stress else None,
     }
 
 
@@ -194,7 +215,8 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
     """Questions without an answer in `folder`. Raises ConfigError where answers of something else lie there."""
     earlier = read_json(folder / "evaluation.json")
     tasks = earlier.pop("tasks", {})
-    earlier = {"adapter": what["adapter"]} | earlier if earlier else {}  # earlier releases did not say
+    unsaid = {"adapter": what["adapter"], "stress": None}  # by earlier releases
+    earlier = unsaid | earlier if earlier else {}
     if earlier and earlier != what:
         key = next(key for key in what if earlier.get(key) != what[key])
         if key == "adapter":
@@ -321,8 +343,9 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, token
             return write_in_batches(model, tokenizer, prompts, batch_size=size, **given)
 
         if config.method is Method.generate:
+            begun = partial(wrong_beginning, style=style) if config.stress is Stress.prefill else lambda question: ""
             return by_writing(write, lambda turn: asked_text(tokenizer, turn, style), questions, kind, style,
-                              orders=config.orders, samples=config.samples)  # fmt: skip
+                              orders=config.orders, samples=config.samples, begun=begun)  # fmt: skip
         if kind is Kind.open:
             return by_loss(model, tokenizer, questions, style, batch_size=size)
         return by_likelihood(model, tokenizer, questions, style, orders=config.orders, batch_size=size)

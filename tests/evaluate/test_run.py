@@ -189,3 +189,36 @@ def test_another_order_of_options_changes_a_real_models_score_within_noise_only(
     pair = json.loads((found[1] / "scores.json").read_text())["differences"]["mmlu"]
     assert pair["questions"] == len(rows) > 30
     assert "no significant difference" in pair["in_words"]
+
+
+def test_a_stressed_score_stands_beside_the_plain_one(run: Path, questions: Path) -> None:
+    assert run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]").returncode == 0
+    said = run_command("evaluate", f"run={run}", f"benchmarks=[{questions}]", "stress=none_of_above")
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert all("None of the above" in record["prompt"] for record in lines(run, "likelihood_none_of_above"))
+    assert not any("None of the above" in record["prompt"] for record in lines(run, "likelihood"))
+    pair = scores(run, "likelihood_none_of_above")["differences"]["quiz"]
+    assert pair["questions"] == 12 and f"quiz, against {run}/evaluation/likelihood: " in said.stdout.replace("\n", "")
+
+
+def test_a_wrong_answer_in_a_models_mouth_is_part_of_what_is_read(run: Path, questions: Path) -> None:
+    asked = [f"run={run}", f"benchmarks=[{questions}]", "method=generate", "limit=3", "max_new_tokens=4"]
+    said = run_command("evaluate", *asked, "stress=prefill")
+    assert said.returncode == 0, said.stderr[-3000:]
+    for record in lines(run, "generate_prefill"):
+        wrong = {"A": "B", "B": "C", "C": "A"}[record["gold"]]
+        assert record["text"].startswith(f"<think>\nThe answer is {wrong}.") and record["prompt"].endswith(f"{wrong}.")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["stress=prefill"], "stress must be none_of_above or null where nothing is written here"),
+        (["stress=none_of_above", "benchmarks=[held_out]"], "stress=none_of_above: held_out has no options"),
+        (["stress=wrong"], "expected one of [none_of_above, prefill]; full_key: stress"),
+    ],
+)
+def test_a_stress_that_cannot_be_is_one_line(run: Path, questions: Path, words: list[str], said: str) -> None:
+    given = [] if any(word.startswith("benchmarks") for word in words) else [f"benchmarks=[{questions}]"]
+    told = run_command("evaluate", f"run={run}", *given, *words)
+    assert told.returncode == 2 and said in told.stderr and told.stderr.count("\n") == 1
