@@ -1,5 +1,5 @@
 # make quickstart   sets up and trains a small real model on a CPU, about 3 minutes after set-up
-# make check        style, types, and the tests that neither start processes nor load models: under a minute
+# make check        style, types, and the tests that take no process, no model and no long time: under a minute
 # make test         sets up, checks style and types, runs all tests, builds the documentation
 # make docs         builds the documentation into site/
 # make lock         resolves the versions anew

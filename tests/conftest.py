@@ -40,12 +40,17 @@ def says(path: Path, pattern: str) -> bool:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="without files that load models or start processes")
+    parser.addoption(
+        "--quick", action="store_true", help="without files that load models, start processes or take long"
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    left_out = config.getoption("--quick") and collection_path.name.startswith("test_")
-    return True if left_out and says(collection_path, f"{MODELS}|{PROCESSES}") else None
+    if not config.getoption("--quick") or not collection_path.name.startswith("test_"):
+        return None
+    # every value for every setting, and real weights to convert: half a minute each
+    long = collection_path.name == "test_ranges.py" or says(collection_path, "smollm2_135m")
+    return True if long or says(collection_path, f"{MODELS}|{PROCESSES}") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
