@@ -72,8 +72,8 @@ def train_alone(config: TrainConfig, run: Path) -> None:
     if resumed is not None:
         check_resumed(config, resumed)
     split = read_split(config.data, say)
-    say(f"{len(split.corpus):,} examples of {split.corpus.source}")
-    for line in describe_corpus(split.corpus.report, split.left_out):
+    read, *more = describe_corpus(split.corpus.report, split.left_out)
+    for line in (f"{len(split.corpus):,} examples: {read}", *more):
         say(line)
     if config.trainer.devices > 1 and not one_of_several():
         # a mistake is told once, and here; the processes find the rows made

@@ -25,7 +25,6 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     samples = json.loads((run / "samples.json").read_text(encoding="utf-8"))
     exact = "accuracy_after" in results  # the answers can be checked
     for sample in samples[:2]:
-        console.print()
         for label, text, reasoning in answered(sample, style, exact):
             shown = literal(f"{label:8}  ", "bold") + literal(" ".join(text.split()))
             shown += literal("  reasoning: " + " ".join(reasoning.split()), "dim") if reasoning else literal("")
@@ -38,7 +37,6 @@ def summarize(run: Path, results: dict[str, Any], style: Format) -> None:
     if exact:  # what a model scores that has learned nothing but which answer is frequent
         frequent = Counter(sample["answer"] for sample in samples).most_common(1)[0][1] / len(samples)
         table.add_row("always the same answer", *[f"{frequent:.1%}"] * 2)
-    console.print()
     console.print(table)
     print(one_line(f"{results['steps']} optimizer steps, curves.png and all: {nearby(run)}"))
 
