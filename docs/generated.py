@@ -11,21 +11,11 @@ import hydra
 from mkdocs.structure.files import File, Files
 from omegaconf import OmegaConf
 
-from medreason.config import (
-    ChatConfig,
-    EvaluateConfig,
-    ExportConfig,
-    RunsConfig,
-    SearchConfig,
-    ServeConfig,
-    TrainConfig,
-    VerdictConfig,
-)
+from medreason.completion import SCHEMAS
+from medreason.config import SearchConfig, TrainConfig
 from medreason.core.cli import apart
 from medreason.core.settings_help import Setting, choices, describe, root
 
-COMMANDS = {"evaluate": EvaluateConfig, "verdict": VerdictConfig, "export": ExportConfig, "chat": ChatConfig,
-            "serve": ServeConfig, "runs": RunsConfig}  # fmt: skip
 LONGEST = 80  # characters of a value that is shown
 GROUPS = ("model", "lora", "optim", "data", "trainer", "logger")
 HEAD = "| setting | takes | default | what it is |\n|---|---|---|---|"
@@ -70,7 +60,9 @@ def settings_page() -> str:
     parts += ["### hydra.sweeper, with sweeps=NAME\n", table(describe(SearchConfig, search, "hydra.sweeper."))]
     for group in ("experiments", "sweeps"):
         parts += [f"### {group}\n", "\n".join(f"- `{group}={name}`: {told}" for name, told in named(group).items())]
-    for name, schema in COMMANDS.items():
+    for name, schema in SCHEMAS.items():
+        if schema is TrainConfig:
+            continue
         parts += [f"## medreason {name}\n", table(describe(schema, composed(name, schema)))]
     return "\n\n".join(parts) + "\n"
 

@@ -18,6 +18,7 @@ from medreason.config import (
     ChatConfig,
     EvaluateConfig,
     ExportConfig,
+    RunsConfig,
     SearchConfig,
     ServeConfig,
     TrainConfig,
@@ -36,6 +37,7 @@ SCHEMAS = {
     "export": ExportConfig,
     "chat": ChatConfig,
     "serve": ServeConfig,
+    "runs": RunsConfig,
 }
 OPTIONS = ("--cfg", "--help", "--hydra-help", "--multirun")
 SHELLS = ("bash", "zsh", "fish")

@@ -1,7 +1,9 @@
 """Fixtures, and the environment of tests: no network, a cache of their own, a thread a process."""
 
+import atexit
 import os
 import re
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable
@@ -15,6 +17,7 @@ os.environ["WANDB_MODE"] = "offline"
 # one for all processes of a session: they inherit the name
 if "MEDREASON_TEST_CACHE" not in os.environ:
     os.environ["MEDREASON_TEST_CACHE"] = tempfile.mkdtemp(prefix="medreason-tests-")
+    atexit.register(shutil.rmtree, os.environ["MEDREASON_TEST_CACHE"], ignore_errors=True)
 os.environ["MEDREASON_CACHE"] = os.environ["MEDREASON_TEST_CACHE"]
 
 import pytest

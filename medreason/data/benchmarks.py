@@ -139,8 +139,7 @@ def from_row(number: int, cells: Mapping[str, Any]) -> Question:
     return Question(
         identity_of(number, cells),
         text(cells, "question"),
-        # Parquet gives every row the letters of the longest
-        {str(letter): str(option).strip() for letter, option in sorted(options.items()) if option is not None},
+        by_letter(options),
         letter_of(cells, "answer") if index else text(cells, "answer"),
         str(cells.get("subject") or (source.partition("/")[2])).strip(),
         str(cells.get("context") or "").strip(),
@@ -169,6 +168,11 @@ def text(cells: Mapping[str, Any], column: str) -> str:
 
 def lettered(options: Sequence[Any]) -> dict[str, str]:
     return {letter: str(option).strip() for letter, option in zip(ascii_uppercase, options, strict=False)}
+
+
+def by_letter(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options by letter; Parquet gives every row the letters of the longest."""
+    return {str(letter): str(option).strip() for letter, option in sorted(options.items()) if option is not None}
 
 
 def letter_of(cells: Mapping[str, Any], column: str) -> str:

@@ -71,7 +71,7 @@ class Corpus:
 
     @property
     def report(self) -> dict[str, Any]:
-        """rows (of each table), columns that were not read, files not read, rejects, deduplicate, contamination."""
+        """rows (of each table), columns that were not read, files not read, rejects, duplicates, contamination."""
         return report_of(self.table) | {"not_read": dict(self.not_read)}
 
     @property

@@ -16,6 +16,7 @@ from medreason.data.benchmarks import (
     Layout,
     Question,
     Task,
+    by_letter,
     from_medmcqa,
     from_row,
     letter_of,
@@ -59,8 +60,7 @@ def hub_questions(name: str) -> Iterable[tuple[str, Question]]:
 
 def from_medqa(number: int, cells: Mapping[str, Any]) -> Question:
     """GBaker/MedQA-USMLE-4-options; the subject is the USMLE step."""
-    options = {letter: str(option).strip() for letter, option in sorted(needed(cells, "options").items())}
-    subject = str(cells.get("meta_info") or "")
+    options, subject = by_letter(needed(cells, "options")), str(cells.get("meta_info") or "")
     return Question(f"medqa-{number}", text(cells, "question"), options, text(cells, "answer_idx"), subject, "")
 
 
@@ -98,11 +98,6 @@ def from_mmlu_pro_health(number: int, cells: Mapping[str, Any]) -> Question | No
     return Question(
         identity, text(cells, "question"), lettered(needed(cells, "options")), text(cells, "answer"), "", ""
     )
-
-
-def by_letter(options: Mapping[str, Any]) -> dict[str, str]:
-    """Options by letter; a data set gives every row the letters of its longest."""
-    return {letter: str(option).strip() for letter, option in sorted(options.items()) if option is not None}
 
 
 def from_medxpertqa(number: int, cells: Mapping[str, Any]) -> Question:

@@ -83,8 +83,8 @@ def evaluate(config: EvaluateConfig) -> None:
     if twice := [task.name for index, task in enumerate(tasks) if task.name in {one.name for one in tasks[:index]}]:
         raise ConfigError(f"benchmarks: two of them are called {twice[0]}; rename one of the files")
     if config.stress:
-        if lettered := [task.name for task in tasks if task.kind is not Kind.choice]:
-            raise ConfigError(f"stress={config.stress.value}: {lettered[0]} has no options; name other benchmarks")
+        if unfit := [task.name for task in tasks if task.kind is not Kind.choice]:
+            raise ConfigError(f"stress={config.stress.value}: {unfit[0]} has no options; name other benchmarks")
         tasks = [none_of_above(task) for task in tasks] if config.stress is Stress.none_of_above else tasks
     batching = config.batching or default_batching()
     name = config.method.value + ("" if answerer.adapter else "_base") + ("_served" if config.server else "")

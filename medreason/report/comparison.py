@@ -158,11 +158,11 @@ def held_out(runs: Sequence[Compared]) -> list[str]:
     ]
 
 
-def summary(runs: Sequence[Compared]) -> list[str]:
+def summary(runs: Sequence[Compared], benchmarks: Sequence[Tested]) -> list[str]:
     """The comparison in a terminal's lines, values in the order of the runs."""
     rows = [*differing(runs).items(), *((name, values) for name, values in measured(runs) if "held-out" in name)]
     lines = [f"{name}: {' | '.join(values)}" for name, values in rows]
-    for each in tested(runs):
+    for each in benchmarks:
         scores = " | ".join(score_cells(score)[0] or ABSENT for score in each.scores)
         lines.append(f"{each.benchmark} ({each.evaluation}): {scores}")
         lines += [f"  {run.name} beside {runs[0].name}: {words}" for run, words in told_of(runs, each.in_words)]
@@ -180,15 +180,15 @@ def told_of(runs: Sequence[Compared], words: Sequence[str]) -> list[tuple[Compar
     return [(run, each) for run, each in zip(runs[1:], words, strict=True) if each]
 
 
-def comparison_page(runs: Sequence[Compared]) -> str:
+def comparison_page(runs: Sequence[Compared], benchmarks: Sequence[Tested]) -> str:
     """The page; its picture is written on the way, into the first run's folder."""
     from medreason.report.run_curves import beside  # matplotlib is slow to import, and --help needs none
 
     names, first = [run.name for run in runs], runs[0].name
-    settings = differing(runs)
+    settings, trouble = differing(runs), same_yardstick(runs)
     header = ("", *names)
     scores, differences = [], []
-    for each in tested(runs):
+    for each in benchmarks:
         cells = [" ".join(filter(None, [mean, f"({interval})" if interval else ""]))
                  for mean, interval in (score_cells(score)[:2] for score in each.scores)]  # fmt: skip
         scores.append([escape(each.evaluation), prose(each.benchmark), *(cell or ABSENT for cell in cells)])
@@ -201,7 +201,7 @@ def comparison_page(runs: Sequence[Compared]) -> str:
         title,
         [
             f"<h1>{escape(title)}</h1>",
-            paragraph(same_yardstick(runs)) if same_yardstick(runs) else "",
+            paragraph(trouble) if trouble else "",
             section(
                 "Settings that differ",
                 table(header, [[escape(name), *map(prose, values)] for name, values in settings.items()])

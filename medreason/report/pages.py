@@ -18,7 +18,7 @@ from medreason.core.overrides import command_line, override
 from medreason.core.progress import speak_safely
 from medreason.core.recorded import mapping, read_mapping
 from medreason.core.what_next import from_here
-from medreason.report.comparison import comparison_page, read_compared, summary
+from medreason.report.comparison import comparison_page, read_compared, summary, tested
 from medreason.report.html import (
     amount,
     command_block,
@@ -267,10 +267,11 @@ def write_comparison(folders: Sequence[Path]) -> list[str]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("the same run twice; name different ones")
     runs = read_compared(folders)
+    benchmarks = tested(runs)
     path = folders[0] / "comparison.html"
     with whole_file(path) as draft:
-        draft.write_text(comparison_page(runs), encoding="utf-8", errors="replace")
-    return [str(path), *summary(runs)]
+        draft.write_text(comparison_page(runs, benchmarks), encoding="utf-8", errors="replace")
+    return [str(path), *summary(runs, benchmarks)]
 
 
 def named(word: str) -> Path:

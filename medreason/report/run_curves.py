@@ -78,13 +78,11 @@ def beside(runs: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> Figure 
     prepare_pictures()
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     axis = figure.subplots()
-    drawn_any = False
     for place, (name, rows) in enumerate(runs):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         trained, held_out = series(rows, "train/loss"), series(rows, "val/loss")
         if not (trained[1] or held_out[1]):
             continue
-        drawn_any = True
         axis.plot(*trained, color=colour, linewidth=0.8, alpha=0.6)
         axis.plot(*held_out, color=colour, marker=marker, markersize=6, linewidth=2, label=drawn(name))
     axis.set_xlabel("optimizer step", fontsize=TEXT)
@@ -94,7 +92,7 @@ def beside(runs: Sequence[tuple[str, Sequence[Mapping[str, float]]]]) -> Figure 
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     axis.set_axisbelow(True)
-    return figure if drawn_any else None
+    return figure if axis.lines else None
 
 
 def curves_of(run: Path, record: Mapping[str, Any]) -> Figure | None:

@@ -1,11 +1,11 @@
-"""Whether one model answers better than another: a call for each benchmark that a stated share of calls gets right.
+"""Whether one model answers better than another: a call for each benchmark, or how many questions one would take.
 
     interval of the difference, in points        call
     -3 [   |---|   ] 3                           same: all of it within the margin
     -3 [       ] 3  |-------|                    better, or worse: McNemar's test says so after Holm's correction
     -3 [     |--------] 3 ---|                   unclear: too few questions; how many it would take
 
-The benchmarks are one family: of all their calls together, at most `1 - level` err.
+Of several benchmarks, differences are corrected by Holm, and intervals by Bonferroni.
 """
 
 import math
@@ -95,8 +95,8 @@ def needed(first: Sequence[bool], second: Sequence[bool], margin: float, alpha: 
     disagreement = (only_first + only_second + 0.5) / (total + 1)  # none seen does not mean that there is none
     difference = abs(only_first - only_second) / total
     reach = (norm.ppf(1 - alpha / 2) + norm.ppf(POWER)) ** 2 * (disagreement - difference**2)
-    distances = [distance for distance in (difference, margin - difference) if distance > 0]
-    return max(total + 1, *(math.ceil(min(reach / distance**2 for distance in distances)),)) if distances else None
+    farthest = max(difference, margin - difference)  # what takes the fewest questions to tell
+    return max(total + 1, math.ceil(reach / farthest**2)) if farthest > 0 else None
 
 
 def in_words(verdicts: Mapping[str, Verdict]) -> str:

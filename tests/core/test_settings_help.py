@@ -8,25 +8,17 @@ from pathlib import Path
 import pytest
 
 from medreason import config
+from medreason.completion import SCHEMAS
 from medreason.config import (
-    ChatConfig,
     ConfigError,
     ConfirmConfig,
-    EvaluateConfig,
     ExportConfig,
     SearchConfig,
-    ServeConfig,
     TrainConfig,
-    VerdictConfig,
 )
 from medreason.core.cli import help_page
 from medreason.core.settings_help import EXAMPLES, Setting, choices, describe, describe_type, first_sentence
 from support import ROOT
-
-SCHEMAS = {
-    "train": TrainConfig, "data": TrainConfig, "dashboard": TrainConfig, "evaluate": EvaluateConfig,
-    "verdict": VerdictConfig, "export": ExportConfig, "chat": ChatConfig, "serve": ServeConfig,
-}  # fmt: skip
 
 
 def told(schema: type, name: str) -> Setting:
