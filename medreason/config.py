@@ -7,7 +7,7 @@ without a value there is an error, never a silent default. Hydra composes and ch
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar
@@ -29,14 +29,25 @@ class Precision(Enum):
 
     nf4 = "nf4"  # 4-bit NormalFloat, double quantisation (bitsandbytes)
     int8 = "int8"  # LLM.int8 (bitsandbytes), GPU only
-    half = "half"  # 16-bit; 32-bit on a CPU without fast bf16 instructions
-    fp8 = "fp8"  # 8-bit float, multiplied as such: the fast engine (medreason/engine/layers.py)
-    bf16 = "bf16"  # 16-bit, the fast engine
+    half = "half"  # 16-bit; 32-bit on a CPU without fast bf16 instructions. Unsloth's engine alone has it
+    fp8 = "fp8"  # 8-bit float, a scale for each row; the fast engine alone has it
+    bf16 = "bf16"  # 16-bit; the fast engine alone has it
 
-    @property
-    def compiled(self) -> bool:
-        """Whether the fast engine trains it, not Unsloth."""
-        return self in (Precision.fp8, Precision.bf16)
+
+class TrainingEngine(Enum):
+    """What carries out the training passes."""
+
+    auto = "auto"  # fast for a base in fp8 or bf16, unsloth for the others
+    unsloth = "unsloth"
+    fast = "fast"  # this project's own (medreason/engine/layers.py); a base in nf4, fp8 or bf16
+
+
+class ComputeDtype(Enum):
+    """What the fast engine multiplies frozen weights in, however they are held."""
+
+    auto = "auto"  # fp8 where weights have fewer than 16 bits and the GPU multiplies them (Ada, Hopper); else bf16
+    fp8 = "fp8"
+    bf16 = "bf16"
 
 
 class Recompute(Enum):
@@ -308,8 +319,24 @@ class ModelConfig:
     revision: str | None  # branch, tag or commit on the hub
     precision: Precision
     chat_template: str | None  # Jinja; null takes the tokenizer's own
+    engine: TrainingEngine
+    compute_dtype: ComputeDtype
+
+    @property
+    def fast(self) -> bool:
+        """Whether the fast engine trains it, not Unsloth."""
+        alone = self.precision in (Precision.fp8, Precision.bf16)
+        return self.engine is TrainingEngine.fast or (self.engine is TrainingEngine.auto and alone)
 
     def __post_init__(self) -> None:
+        known = (Precision.nf4, Precision.fp8, Precision.bf16) if self.fast else (
+            Precision.nf4, Precision.int8, Precision.half,
+        )  # fmt: skip
+        rule = f"be {names(known)} with model.engine={'fast' if self.fast else 'unsloth'}"
+        check(self.precision in known, "model.precision", rule, self.precision.value)
+        chosen = self.compute_dtype is not ComputeDtype.auto
+        rule = "be auto without model.engine=fast (Unsloth computes in the adapter's 16 bits)"
+        check(self.fast or not chosen, "model.compute_dtype", rule, self.compute_dtype.value)
         check(bool(self.path.strip()), "model.path", "name a hub model or a directory", self.path)
         self.path = place("model.path", self.path)
         if self.chat_template:
@@ -336,6 +363,12 @@ class LoraConfig:
         check_most(self, "lora.", alpha=1e9)
         check(0 <= self.dropout < 1, "lora.dropout", "be in [0, 1)", self.dropout)
         self.target_modules = linears(self.target_modules)
+
+
+def names(members: Iterable[Enum]) -> str:
+    """a, b or c."""
+    *others, last = (str(member.value) for member in members)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def linears(targets: Any) -> list[str]:
@@ -551,26 +584,27 @@ class TrainConfig:
         self.check_engine()
 
     def check_engine(self) -> None:
-        """Raises ConfigError for what the engine that goes with the precision does not have."""
-        recompute, precision = self.trainer.recompute, self.model.precision
-        if not precision.compiled:
+        """Raises ConfigError for what the model's engine does not have."""
+        recompute = self.trainer.recompute
+        if not self.model.fast:
             known = recompute is not Recompute.selective
-            check(known, "trainer.recompute", "be auto, none, full or unsloth with nf4, int8, half", recompute.value)
+            rule = "be auto, none, full or unsloth with Unsloth's engine (model.engine)"
+            check(known, "trainer.recompute", rule, recompute.value)
             return
         known = recompute is not Recompute.unsloth
-        check(known, "trainer.recompute", "be auto, none, selective or full with fp8 or bf16", recompute.value)
-        instead = "be {} with model.precision=fp8 or bf16 (nf4, int8 and half have it)"
+        check(known, "trainer.recompute", "be auto, none, selective or full with the fast engine", recompute.value)
+        instead = "be {} with the fast engine (model.engine=unsloth with nf4, int8 or half has it)"
         check(not self.lora.dora, "lora.dora", instead.format("false"), self.lora.dora)
         check(not self.lora.dropout, "lora.dropout", instead.format("0"), self.lora.dropout)
         unknown = [one for one in self.lora.target_modules if one not in DECODER_LINEARS]
-        rule = f"be of {', '.join(DECODER_LINEARS)} with model.precision=fp8 or bf16"
+        rule = f"be of {', '.join(DECODER_LINEARS)} with the fast engine"
         check(not unknown, "lora.target_modules", rule, unknown)
-        rule = "be auto, 32-true or bf16-mixed with model.precision=fp8 or bf16"
+        rule = "be auto, 32-true or bf16-mixed with the fast engine"
         check(self.trainer.precision != "16-mixed", "trainer.precision", rule, self.trainer.precision)
 
 
 # settings that runs of earlier releases lack, with what those runs did
-NEWER = {"resume": None, "trainer.patience": None}
+NEWER = {"resume": None, "trainer.patience": None, "model.engine": "auto", "model.compute_dtype": "auto"}
 
 
 @dataclass

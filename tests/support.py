@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from medreason.config import DataConfig, LoraConfig, ModelConfig, Precision
+from medreason.config import ComputeDtype, DataConfig, LoraConfig, ModelConfig, Precision, TrainingEngine
 from medreason.core.cli import composed
 from medreason.models.prompts import Example
 from warm_start import warm_python
@@ -18,7 +18,7 @@ from warm_start import warm_python
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"  # real rows; tests that need them skip without
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-TINY = ModelConfig("embedded:tiny", None, Precision.half, None)
+TINY = ModelConfig("embedded:tiny", None, Precision.half, None, TrainingEngine.auto, ComputeDtype.auto)
 
 
 def data_config(path: Path | str, *overrides: str) -> DataConfig:

@@ -111,7 +111,7 @@ def check_chat(config: ChatConfig) -> Answerer:
     if config.page:
         check_installed("chat", "gradio")
         check_port(config.host, config.port)
-    check_precision(answerer.config.model.precision, "precision")
+    check_precision(answerer.config.model, "precision")
     return answerer
 
 
@@ -119,7 +119,7 @@ def load_speaker(config: ChatConfig, answerer: Answerer) -> Speaker:
     from medreason.models.load import context_tokens, import_unsloth, load_tokenizer, load_trained
 
     trained = answerer.config
-    if not trained.model.precision.compiled:
+    if not trained.model.fast:
         say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
     quieten()
@@ -132,7 +132,7 @@ def load_speaker(config: ChatConfig, answerer: Answerer) -> Speaker:
     say(f"loading {trained.model.path} in {trained.model.precision.value}")
     model = load_trained(trained, answerer.adapter)
     widen(model, trained.model.precision)
-    if not trained.model.precision.compiled:
+    if not trained.model.fast:
         model.for_inference()
     room = context_tokens(trained.model)
     return Speaker(model, tokenizer, trained.data.format, room, config.max_new_tokens, config.temperature)

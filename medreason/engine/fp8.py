@@ -64,19 +64,3 @@ def product(left: Rows, right: Rows, dtype: torch.dtype) -> Tensor:
         out_dtype=dtype,
         use_fast_accum=True,  # the only way of row-wise scales on Hopper
     )
-
-
-class FrozenLinear(torch.nn.Module):
-    """A linear layer without bias whose weight is fixed rows, for passes that need no gradient of the input."""
-
-    def __init__(self, weight: Rows, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.out_features, self.in_features = weight.values.shape
-        self.dtype = dtype
-        self.register_buffer("weight", weight.values)
-        self.register_buffer("weight_scale", weight.scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = quantise(x.reshape(-1, self.in_features))
-        weight: Rows = Rows(self.weight, self.weight_scale)  # type: ignore[arg-type]
-        return product(rows, weight, self.dtype).view(*x.shape[:-1], self.out_features)

@@ -124,6 +124,19 @@ def transposed(x: Rows, scale: Tensor) -> Rows:
 
 
 @on_gpu
+def decode_four(packed: Tensor, state: Any, out: Tensor, scale: Tensor | None) -> None:
+    """Fills `out` (rows, columns) with what bitsandbytes holds in four bits, in its type; over `scale` where given.
+
+    `packed` is uint8, two numbers each, row after row; `state` bitsandbytes' QuantState. Numbers are first rounded to
+    the 16 bits that bitsandbytes makes of them, so that eight bits are those of the matrix that others train on.
+    """
+    from bitsandbytes.functional import dequantize_4bit
+
+    wide = dequantize_4bit(packed, state)
+    out.copy_(wide if scale is None else (wide.float() / scale).to(out.dtype))
+
+
+@on_gpu
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Loss of each row, (tokens,) float32, 0 where the label is negative; `logits` become their gradients in place."""
     kept = labels >= 0

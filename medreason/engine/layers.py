@@ -18,12 +18,28 @@ import torch
 from torch import Tensor, nn
 
 from medreason.batch import LOGIT_ROWS, PackedBatch
-from medreason.config import ConfigError, LoraConfig, Recompute
+from medreason.config import ConfigError, LoraConfig, Precision, Recompute
 from medreason.engine import kernels
 from medreason.engine.attention import Documents, attend, attend_backward
-from medreason.engine.fp8 import FrozenLinear, Rows, product, quantise_frozen, scales_of_two
+from medreason.engine.fp8 import Rows, product
+from medreason.engine.weights import Weight, base_of, hold
 
-ARCHITECTURES = ("llama", "mistral")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class How:
+    """How a base is held and a pass is carried out. Of these, `precision` and `fp8` alone change numbers."""
+
+    precision: Precision  # of what is held: nf4, fp8 or bf16
+    fp8: bool  # frozen weights are multiplied in E4M3, else in 16 bits
+    copies: int = 1  # of the weights as they are multiplied (engine/weights.py)
+    recompute: Recompute = Recompute.none
+    spared: int = 0  # last layers that recompute one step less
+
+    def recompute_of(self, layer: int, layers: int) -> Recompute:
+        steps = list(KEPT)
+        return steps[max(0, steps.index(self.recompute) - (layer >= layers - self.spared))]
 
 
 class Projection:
@@ -32,23 +48,24 @@ class Projection:
     Adapters too are one product: all A's one below the other, and the B's along the diagonal of one matrix.
     """
 
-    def __init__(
-        self, owner: nn.Module, names: Sequence[str], fp8: bool, transposed: bool, device: torch.device
-    ) -> None:
+    def __init__(self, owner: nn.Module, names: Sequence[str], how: "How", device: torch.device) -> None:
         modules = [getattr(owner, name) for name in names]
-        weights = [frozen_weight(module).detach() for module in modules]
-        weight = torch.cat([one.to(device) for one in weights])
-        self.dtype, self.factor = weight.dtype, 1.0
-        self.weight = quantise_frozen(weight) if fp8 else Rows(weight, None)
-        self.transposed_scale = scales_of_two(weight.t()) if fp8 else None
-        self.transposed: Rows | None = self.transpose() if transposed else None
+        biases = [base_of(module).bias for module in modules]
+        self.weight = Weight(hold(owner, names, how.precision, device), how.fp8, how.copies)
+        self.dtype, self.factor = self.weight.dtype, 1.0
+        self.bias: Tensor | None = None
+        heights = [base_of(module).out_features for module in modules]
+        if any(bias is not None for bias in biases):
+            parts = [
+                torch.zeros(height) if bias is None else bias for bias, height in zip(biases, heights, strict=True)
+            ]
+            self.bias = torch.cat([part.detach().to(device, self.dtype) for part in parts])
         self.parts: list[tuple[slice, slice]] = []  # of each adapter: columns of the result, its ranks
         self.parameters: list[nn.Parameter] = []  # A and B of each adapter, float32
         start = rank = 0
-        for name, module, own in zip(names, modules, weights, strict=True):
-            columns = slice(start, start + own.shape[0])
+        for module, height in zip(modules, heights, strict=True):
+            columns = slice(start, start + height)
             start = columns.stop
-            share_weight(owner, name, self.weight, columns, self.dtype)
             if hasattr(module, "lora_A"):
                 module.to(device)
                 down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
@@ -56,14 +73,9 @@ class Projection:
                 self.parameters += [down, up]
                 self.factor, rank = module.scaling["default"], rank + down.shape[0]
         # the adapters as products take them, renewed at each pass
-        self.down = torch.empty(rank, weight.shape[1], dtype=self.dtype, device=device)
-        self.up = torch.zeros(weight.shape[0], rank, dtype=self.dtype, device=device)
-
-    def transpose(self) -> Rows:
-        """The frozen weight as the backward pass multiplies with it: 16 bits are looked at, 8 bits made anew."""
-        if self.transposed_scale is None:
-            return Rows(self.weight.values.t(), None)
-        return kernels.transposed(self.weight, self.transposed_scale)
+        height, width = self.weight.shape
+        self.down = torch.empty(rank, width, dtype=self.dtype, device=device)
+        self.up = torch.zeros(height, rank, dtype=self.dtype, device=device)
 
     def copies(self) -> list[Tensor]:
         """Where the values of `parameters` go before a pass."""
@@ -74,15 +86,17 @@ class Projection:
         return kernels.narrow(x, self.down, self.factor)
 
     def wide(self, x: Rows, narrow: Tensor, other: Tensor | None = None) -> Tensor:
-        """The product with the frozen weight, and what B makes of `narrow`, and `other`."""
+        """The product with the frozen weight, and what B makes of `narrow`, and the bias or `other`."""
+        if self.bias is not None:
+            other = self.bias.expand(len(narrow), -1)
         if self.parts:
-            return with_update(x, self.weight, narrow, self.up.t(), other, self.dtype)
-        y = product(x, self.weight, self.dtype)
+            return with_update(x, self.weight.rows(), narrow, self.up.t(), other, self.dtype)
+        y = product(x, self.weight.rows(), self.dtype)
         return y if other is None else y.add_(other)
 
     def backward(self, grad: Rows, x: Rows, narrow: Tensor, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of x, where it is wanted, and of `parameters`."""
-        turned = self.transposed or self.transpose() if wanted else None
+        turned = self.weight.turned() if wanted else None
         if not self.parts:
             return None if turned is None else product(grad, turned, self.dtype), []
         narrow_grad = kernels.narrow(grad, self.up.t(), self.factor)
@@ -99,25 +113,6 @@ def with_update(x: Rows, weight: Rows, few: Tensor, update: Tensor, other: Tenso
     return kernels.add_product(product(x, weight, dtype), few, update, other)
 
 
-def frozen_weight(module: nn.Module) -> Tensor:
-    weight = getattr(module, "base_layer", module).weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def share_weight(owner: nn.Module, name: str, weight: Rows, columns: slice, dtype: torch.dtype) -> None:
-    """Lets transformers' own layer look at its part of the joint weight, so that it is held once."""
-    module = getattr(owner, name)
-    if weight.scale is None:
-        getattr(module, "base_layer", module).weight.data = weight.values[columns]
-        return
-    frozen = FrozenLinear(Rows(weight.values[columns], weight.scale[columns]), dtype)
-    if hasattr(module, "base_layer"):
-        module.base_layer = frozen
-    else:
-        setattr(owner, name, frozen)
-
-
 @dataclass
 class Kept:
     """What a layer's forward pass leaves for the backward pass. None: computed again when it is needed."""
@@ -125,6 +120,7 @@ class Kept:
     x: Tensor
     normed: Rows | None = None
     qkv_narrow: Tensor | None = None
+    heads: Tensor | None = None  # queries and keys before their norms, in models that have such
     qkv: Tensor | None = None  # after rotation
     attended: Tensor | None = None
     attention_state: Any = None
@@ -140,7 +136,7 @@ class Kept:
 
 KEPT = {  # the gated unit is 70% of what a layer leaves; attention's part costs more to make again than it holds
     Recompute.none: tuple(field.name for field in fields(Kept)),
-    Recompute.selective: ("x", "qkv", "attended", "attention_state", "x2"),
+    Recompute.selective: ("x", "heads", "qkv", "attended", "attention_state", "x2"),
     Recompute.full: ("x",),
 }
 
@@ -151,7 +147,7 @@ class Row:
 
     cos: Tensor  # (tokens, head)
     sin: Tensor
-    documents: Documents
+    documents: dict[int | None, Documents]  # by the window that a layer sees
     cast: list[tuple[Tensor, Rows]]  # the gradient that a layer hands down, in the form in which it is multiplied next
 
     def rows_of(self, grad: Tensor, fp8: bool) -> Rows:
@@ -162,16 +158,21 @@ class Row:
 class Layer:
     """One decoder layer over packed rows."""
 
-    def __init__(self, module: Any, config: Any, fp8: bool, transposed: bool, device: torch.device) -> None:
-        self.fp8, self.eps = fp8, config.rms_norm_eps
-        self.head = module.self_attn.head_dim
+    def __init__(self, module: Any, config: Any, how: How, recompute: Recompute, device: torch.device) -> None:
+        self.fp8, self.eps, self.recompute = how.fp8, config.rms_norm_eps, recompute
+        attention = module.self_attn
+        self.head = attention.head_dim
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.window: int | None = getattr(attention, "sliding_window", getattr(config, "sliding_window", None))
         self.norm = module.input_layernorm.to(device).weight
         self.norm2 = module.post_attention_layernorm.to(device).weight
-        self.qkv = Projection(module.self_attn, ("q_proj", "k_proj", "v_proj"), fp8, transposed, device)
-        self.o = Projection(module.self_attn, ("o_proj",), fp8, transposed, device)
-        self.gate_up = Projection(module.mlp, ("gate_proj", "up_proj"), fp8, transposed, device)
-        self.down = Projection(module.mlp, ("down_proj",), fp8, transposed, device)
+        self.head_norms: list[Tensor] = [
+            getattr(attention, name).to(device).weight for name in ("q_norm", "k_norm") if hasattr(attention, name)
+        ]
+        self.qkv = Projection(attention, ("q_proj", "k_proj", "v_proj"), how, device)
+        self.o = Projection(attention, ("o_proj",), how, device)
+        self.gate_up = Projection(module.mlp, ("gate_proj", "up_proj"), how, device)
+        self.down = Projection(module.mlp, ("down_proj",), how, device)
         self.projections = (self.qkv, self.o, self.gate_up, self.down)
         self.parameters = [one for projection in self.projections for one in projection.parameters]
 
@@ -181,6 +182,32 @@ class Layer:
         q, k, v = torch.split(qkv.view(len(qkv), -1, self.head), counts, 1)
         return q, k, v
 
+    def normalise_heads(self, qkv: Tensor) -> Tensor:
+        """Gives each query and key head of `qkv` its norm, in place; what they were before, (tokens, their columns)."""
+        before = qkv[:, : (self.heads + self.key_heads) * self.head].clone()
+        parts = zip(self.split_heads(qkv)[:2], self.split_heads_of(before), self.head_norms, strict=True)
+        for part, raw, weight in parts:
+            _, normed = kernels.rms_norm(raw.reshape(-1, self.head), weight, self.eps, fp8=False)
+            part.copy_(normed.values.view(part.shape))
+        return before
+
+    def split_heads_of(self, queries_and_keys: Tensor) -> tuple[Tensor, ...]:
+        heads = queries_and_keys.view(len(queries_and_keys), -1, self.head)
+        return torch.split(heads, [self.heads, self.key_heads], 1)
+
+    def heads_backward(self, grads: tuple[Tensor, Tensor, Tensor], before: Tensor | None, row: Row) -> Rows:
+        """Gradients of queries, keys and values -> of `qkv` as its product gave it."""
+        if not self.head_norms:
+            return kernels.rotate_backward(*grads, row.cos, row.sin, fp8=self.fp8)
+        assert before is not None
+        qkv = kernels.rotate_backward(*grads, row.cos, row.sin, fp8=False).values
+        parts = zip(self.split_heads(qkv)[:2], self.split_heads_of(before), self.head_norms, strict=True)
+        for part, raw, weight in parts:
+            grad, raw = part.reshape(-1, self.head), raw.reshape(-1, self.head)
+            grad, _ = kernels.rms_norm_backward(grad, raw, weight, self.eps, fp8=False)
+            part.copy_(grad.view(part.shape))
+        return kernels.cast_rows(qkv, fp8=self.fp8)
+
     def attention(self, kept: Kept, row: Row) -> None:
         """Fills in what is missing up to x2."""
         if kept.normed is None:
@@ -189,9 +216,11 @@ class Layer:
             kept.qkv_narrow = self.qkv.narrow(kept.normed)
         if kept.qkv is None:
             qkv = self.qkv.wide(kept.normed, kept.qkv_narrow)
+            if self.head_norms:
+                kept.heads = self.normalise_heads(qkv)
             kept.qkv = kernels.rotate(qkv, row.cos, row.sin, self.heads + self.key_heads)
         if kept.attended is None:
-            attended, kept.attention_state = attend(*self.split_heads(kept.qkv), row.documents)
+            attended, kept.attention_state = attend(*self.split_heads(kept.qkv), row.documents[self.window])
             kept.attended = attended.flatten(1)
         if kept.o_rows is None:
             kept.o_rows = kernels.cast_rows(kept.attended, fp8=self.fp8)
@@ -220,13 +249,13 @@ class LayerStep(torch.autograd.Function):
     """A layer in torch's graph. LoRA's weights are arguments only so that torch asks for their gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: Layer, row: Row, recompute: Recompute, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layer: Layer, row: Row, *parameters: Tensor) -> Tensor:
         kept = Kept(x)
         layer.attention(kept, row)
         layer.gated_unit(kept)
         assert kept.activated is not None and kept.down_narrow is not None and kept.x2 is not None
         y = layer.down.wide(kept.activated, kept.down_narrow, kept.x2)
-        ctx.kept = Kept(**{name: getattr(kept, name) for name in KEPT[recompute]})
+        ctx.kept = Kept(**{name: getattr(kept, name) for name in KEPT[layer.recompute]})
         ctx.layer, ctx.row = layer, row
         return y
 
@@ -249,8 +278,8 @@ class LayerStep(torch.autograd.Function):
         attended_grad, o_grads = layer.o.backward(rows, kept.o_rows, kept.o_narrow)
         q, k, v = layer.split_heads(kept.qkv)
         attended, shaped_grad = (one.view(len(one), -1, layer.head) for one in (kept.attended, attended_grad))
-        grads = attend_backward(shaped_grad, q, k, v, attended, kept.attention_state, row.documents)
-        rows = kernels.rotate_backward(*grads, row.cos, row.sin, fp8=layer.fp8)
+        grads = attend_backward(shaped_grad, q, k, v, attended, kept.attention_state, row.documents[layer.window])
+        rows = layer.heads_backward(grads, kept.heads, row)
         # the first layer's input is a frozen embedding
         wanted = ctx.needs_input_grad[0]
         normed_grad, qkv_grads = layer.qkv.backward(rows, kept.normed, kept.qkv_narrow, wanted)
@@ -258,7 +287,7 @@ class LayerStep(torch.autograd.Function):
         if wanted:
             x_grad, rows = kernels.rms_norm_backward(normed_grad, kept.x, layer.norm, layer.eps, x2_grad, fp8=layer.fp8)
             row.cast.append((x_grad, rows))
-        return x_grad, None, None, None, *qkv_grads, *o_grads, *gate_up_grads, *down_grads
+        return x_grad, None, None, *qkv_grads, *o_grads, *gate_up_grads, *down_grads
 
 
 class HeadLoss(torch.autograd.Function):
@@ -289,12 +318,15 @@ class HeadLoss(torch.autograd.Function):
 class PackedPass:
     """Takes the decoder layers of a PEFT model over; `loss` is training's pass over packed rows."""
 
-    def __init__(self, model: Any, *, fp8: bool, copies: int, recompute: Recompute, device: torch.device) -> None:
+    def __init__(self, model: Any, how: How, device: torch.device) -> None:
         causal = model.base_model.model  # PeftModel -> LoraModel -> transformers' model
-        self.causal, self.fp8, self.recompute = causal, fp8, recompute
+        self.causal, self.fp8 = causal, how.fp8
+        modules = causal.model.layers
         self.layers = [
-            Layer(module, causal.config, fp8, copies > 1 or not fp8, device) for module in causal.model.layers
+            Layer(module, causal.config, how, how.recompute_of(index, len(modules)), device)
+            for index, module in enumerate(modules)
         ]
+        self.windows = {layer.window for layer in self.layers}
         model.to(device)
         projections = [projection for layer in self.layers for projection in layer.projections]
         pairs = [pair for one in projections for pair in zip(one.copies(), one.parameters, strict=True)]
@@ -312,10 +344,10 @@ class PackedPass:
                 torch._foreach_copy_([copy for copy, _ in pairs], [value for _, value in pairs])
             x = decoder.embed_tokens(input_ids)
             cos, sin = (one[0].contiguous() for one in decoder.rotary_emb(x[None], position_ids[None]))
-        window = getattr(decoder.config, "sliding_window", None)
-        row = Row(cos, sin, Documents.of(lengths, window, x.device), [])
+        documents = {window: Documents.of(lengths, window, x.device) for window in self.windows}
+        row = Row(cos, sin, documents, [])
         for layer in self.layers:
-            x = LayerStep.apply(x, layer, row, self.recompute, *layer.parameters)
+            x = LayerStep.apply(x, layer, row, *layer.parameters)
         shifted = torch.nn.functional.pad(labels[1:], (0, 1), value=-100)
         norm, head = decoder.norm, self.causal.lm_head.weight
         loss: Tensor = HeadLoss.apply(x, norm.weight, norm.variance_epsilon, head, shifted, torch.is_grad_enabled())
@@ -329,30 +361,43 @@ class PackedPass:
         return loss if batch.targets else 0 * loss
 
 
-def load_compiled(
-    path: str, revision: str | None, lora: LoraConfig, *, fp8: bool, copies: int, recompute: Recompute, seed: int
-) -> Any:
-    """A PEFT model in training mode whose attribute `packed` is its PackedPass. LoRA is float32, the base bfloat16.
+def load_fast(path: str, revision: str | None, lora: LoraConfig, how: How, seed: int) -> Any:
+    """A PEFT model in training mode whose attribute `packed` is its PackedPass. LoRA is float32, the base `how` says.
 
-    In fp8 the base is held in 2 `copies`, one for each direction, or in 1, of which each backward pass makes the other
-    anew: half the memory, a few per cent of a step's time, the same gradients.
-
-    Raises ConfigError for a model of another architecture. TrainConfig refuses kinds of LoRA that it lacks.
+    Raises ConfigError for a model of another architecture, and for one whose weights are already held in other bits.
+    TrainConfig refuses kinds of LoRA that it lacks.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    check_architecture(AutoConfig.from_pretrained(path, revision=revision))
-    # the base goes through the host's memory, a layer at a time: the card never holds it in 16 bits and in 8
-    base = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.bfloat16)
-    return adapt(base, lora, fp8=fp8, copies=copies, recompute=recompute, seed=seed)
+    settings = AutoConfig.from_pretrained(path, revision=revision)
+    check_architecture(settings)
+    check_held(settings, how.precision)
+    quantised: dict[str, Any] = {}
+    if how.precision is Precision.nf4:
+        quantised = {"quantization_config": four_bits(torch.bfloat16), "device_map": {"": device_here()}}
+    # else the base goes through the host's memory, a layer at a time: the card never holds it in 16 bits and in 8
+    base = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.bfloat16, **quantised)
+    return adapt(base, lora, how, seed)
 
 
-def adapt(base: Any, lora: LoraConfig, *, fp8: bool, copies: int, recompute: Recompute, seed: int) -> Any:
+def four_bits(dtype: torch.dtype) -> Any:
+    """What has transformers hold a base as Unsloth and QLoRA do (Dettmers et al. 2023)."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def device_here() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def adapt(base: Any, lora: LoraConfig, how: How, seed: int) -> Any:
     """A PEFT model around a transformers model, whose weights it uses; on the current GPU if there is one."""
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(seed)
     model = get_peft_model(
         base,
@@ -368,18 +413,30 @@ def adapt(base: Any, lora: LoraConfig, *, fp8: bool, copies: int, recompute: Rec
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    model.packed = PackedPass(model, fp8=fp8, copies=copies, recompute=recompute, device=device)
+    model.packed = PackedPass(model, how, device_here())
     return model.train()
 
 
 def check_architecture(config: Any) -> None:
     """Raises ConfigError for a model that this engine would not compute as transformers does."""
-    instead = "use model.precision=nf4 or half (Unsloth)"
+    instead = "use model.engine=unsloth with model.precision=nf4 or half"
     if config.model_type not in ARCHITECTURES:
+        *others, last = ARCHITECTURES
         raise ConfigError(
-            f"model.precision=fp8 and bf16 know {' and '.join(ARCHITECTURES)} models, not "
-            f"{config.model_type}; {instead}"
+            f"model.engine=fast knows {', '.join(others)} and {last} models, not {config.model_type}; {instead}"
         )
-    biased = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
-    if biased or config.hidden_act != "silu":
-        raise ConfigError(f"model.precision=fp8 and bf16 know layers with SiLU and without biases; {instead}")
+    if getattr(config, "mlp_bias", False) or config.hidden_act != "silu":
+        raise ConfigError(f"model.engine=fast knows layers with SiLU whose gated unit has no biases; {instead}")
+
+
+def check_held(config: Any, precision: Precision) -> None:
+    """Raises ConfigError for a model whose files hold its weights in other bits than those asked for."""
+    held = getattr(config, "quantization_config", None)
+    if held is None:
+        return
+    method = held.get("quant_method") if isinstance(held, dict) else getattr(held, "quant_method", None)
+    four = held.get("load_in_4bit") if isinstance(held, dict) else getattr(held, "load_in_4bit", False)
+    if not (precision is Precision.nf4 and four):
+        name = "4 bits" if four else str(getattr(method, "value", method))
+        cure = "use model.precision=nf4" if four else "name the model's own weights in 16 bits"
+        raise ConfigError(f"model.precision={precision.value}: this model's files hold it in {name} already; {cure}")

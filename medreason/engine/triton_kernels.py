@@ -411,6 +411,52 @@ def transposed(x: Rows, scale: Tensor) -> Rows:
 
 
 @triton.jit
+def decode_four_kernel(
+    packed, levels, absmax, absmax_levels, absmax_scale, offset, scale, out, width,
+    WIDE: tl.constexpr, BLOCK: tl.constexpr, ABSMAX_BLOCK: tl.constexpr, NESTED: tl.constexpr, SCALED: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    factor = 1.0
+    if SCALED:
+        factor = 1.0 / tl.load(scale + row)  # of a power of two: exact
+    for start in range(0, width, COLUMNS):
+        columns = start + tl.arange(0, COLUMNS)
+        mask = columns < width
+        at = row * width + columns
+        pair = tl.load(packed + at // 2, mask=mask, other=0)
+        level = tl.where(at % 2 == 0, pair >> 4, pair & 15)
+        block = at // BLOCK
+        if NESTED:  # the blocks' scales are held in eight bits themselves (Dettmers et al. 2023)
+            held = tl.load(absmax + block, mask=mask, other=0).to(tl.int32)
+            largest = tl.load(absmax_levels + held) * tl.load(
+                absmax_scale + block // ABSMAX_BLOCK, mask=mask, other=0.0
+            )
+            largest = largest + tl.load(offset)
+        else:
+            largest = tl.load(absmax + block, mask=mask, other=0.0)
+        value = (tl.load(levels + level.to(tl.int32)) * largest).to(WIDE)
+        if SCALED:
+            value = value.to(tl.float32) * factor
+        tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+WIDES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
+
+
+def decode_four(packed: Tensor, state, out: Tensor, scale: Tensor | None) -> None:
+    nested = state.nested
+    absmax_levels, absmax_scale, offset, block = (
+        (state.state2.code, state.state2.absmax, state.offset, state.state2.blocksize) if nested else (out, out, out, 1)
+    )
+    decode_four_kernel[(len(out),)](
+        packed, state.code, state.absmax, absmax_levels, absmax_scale, offset, out if scale is None else scale, out,
+        out.shape[1], WIDE=WIDES[state.dtype], BLOCK=state.blocksize, ABSMAX_BLOCK=block, NESTED=nested,
+        SCALED=scale is not None, COLUMNS=2048, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
 def cross_entropy_kernel(logits, labels, losses, vocabulary, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(labels + row)

@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> None:
     trained = answerer.config
     check_against(config.against)
     if config.server is None:
-        check_precision(trained.model.precision, "precision")
+        check_precision(trained.model, "precision")
     else:
         check_installed("serve", "openai")
         check_server(config.server)
@@ -261,7 +261,7 @@ def answer_all(
 
 def import_engine(config: EvaluateConfig, trained: TrainConfig, batching: Batching) -> None:
     """Imports what the model will need, Unsloth before transformers."""
-    if continuously(config, batching) or trained.model.precision.compiled:
+    if continuously(config, batching) or trained.model.fast:
         say("importing transformers")
     else:
         from medreason.models.load import import_unsloth

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from medreason.config import (
     Checkpoint,
+    ComputeDtype,
     ConfigError,
     ExportConfig,
     ExportFormat,
@@ -28,6 +29,7 @@ from medreason.config import (
     Precision,
     Quantization,
     RunFailed,
+    TrainingEngine,
 )
 from medreason.core.cli import command
 from medreason.core.disk import disk_full
@@ -107,7 +109,8 @@ def read_run(folder: Path, checkpoint: Checkpoint | None = None) -> Run:
     revision, precision = look_up(config, "model.revision"), look_up(config, "model.precision")
     if not isinstance(path, str) or style not in Format.__members__ or precision not in Precision.__members__:
         raise ConfigError("config.yaml names no model.path, model.precision or data.format")
-    return Run(folder, ModelConfig(path, revision, Precision[precision], None), Format[style], config, adapter)
+    model = ModelConfig(path, revision, Precision[precision], None, TrainingEngine.auto, ComputeDtype.auto)
+    return Run(folder, model, Format[style], config, adapter)
 
 
 def check_base(model: ModelConfig, *, online: bool = False) -> None:

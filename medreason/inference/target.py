@@ -7,7 +7,17 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from medreason.config import Checkpoint, ConfigError, Format, LoraConfig, Precision, TrainConfig, typed
+from medreason.config import (
+    Checkpoint,
+    ComputeDtype,
+    ConfigError,
+    Format,
+    LoraConfig,
+    Precision,
+    TrainConfig,
+    TrainingEngine,
+    typed,
+)
 from medreason.core.cli import composed
 from medreason.core.hub import NotAllowed, hub_name
 from medreason.core.run_directory import adapter_of, folder_name, read_json, run_config
@@ -59,7 +69,8 @@ def find_answerer(
     else:
         found = of_model(given)
     if precision is not None:
-        found.config.model = replace(found.config.model, precision=precision)
+        auto = (TrainingEngine.auto, ComputeDtype.auto)
+        found.config.model = replace(found.config.model, precision=precision, engine=auto[0], compute_dtype=auto[1])
     if style is not None:
         found.config.data = replace(found.config.data, format=style)
     if found.config.model.chat_template and FORMATS[found.config.data.format].prompt is None:

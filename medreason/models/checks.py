@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from medreason.config import (
+    ComputeDtype,
     ConfigError,
     LoggerConfig,
     LoggerKind,
@@ -29,6 +30,7 @@ from medreason.models.chat_template import check_chat_template
 from medreason.models.prompts import FORMATS
 
 EMBEDDED = "embedded:"
+FP8_PRODUCTS = (8, 9)  # the compute capability that multiplies in eight bits
 API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
 
 
@@ -138,7 +140,7 @@ def check_hardware(model: ModelConfig, trainer: TrainerConfig) -> None:
             "trainer.accelerator=gpu, but there is no CUDA GPU here; use trainer=cpu with a small model "
             "(model=smollm2_135m), or run experiments=quickstart"
         )
-    check_precision(model.precision)
+    check_precision(model)
     check_float16(trainer)
     if trainer.accelerator == "gpu" and trainer.devices > torch.cuda.device_count():
         raise ConfigError(
@@ -171,21 +173,43 @@ def check_without_gpu(precision: Precision, key: str = "model.precision") -> Non
         raise ConfigError(f"{key}=int8 needs a CUDA GPU; on a CPU use {key}=nf4 or half")
 
 
-def check_precision(precision: Precision, key: str = "model.precision") -> None:
-    """Raises ConfigError for a way of holding weights that this machine does not know. Imports torch."""
+def check_precision(model: ModelConfig, key: str = "model.precision") -> None:
+    """Raises ConfigError for a way of holding and multiplying weights that this machine does not know. Imports torch.
+
+    `key` is the setting that chose it.
+    """
     import torch
 
     if not torch.cuda.is_available():
-        check_without_gpu(precision, key)
+        check_without_gpu(model.precision, key)
         return
-    needed = {Precision.fp8: (8, 9), Precision.bf16: (8, 0)}.get(precision, (0, 0))
-    if torch.cuda.get_device_capability() < needed:
-        generation = {Precision.fp8: "Ada, Hopper", Precision.bf16: "Ampere"}[precision]
-        instead = "nf4" if lacks_bfloat16() else "bf16 or nf4"
+    if not model.fast:
+        return
+    capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+    if capability < (8, 0):
+        instead = "model.engine=unsloth model.precision=nf4" if key == "model.precision" else f"{key}=nf4"
         raise ConfigError(
-            f"{key}={precision.value} needs a GPU of compute capability {needed[0]}.{needed[1]} or newer "
-            f"({generation}), and {torch.cuda.get_device_name()} is older; use {key}={instead}"
+            f"{key}={model.precision.value}: the fast engine needs a GPU of compute capability 8.0 or newer (Ampere), "
+            f"and {name} is older; use {instead}"
         )
+    if model.compute_dtype is ComputeDtype.fp8 and capability < FP8_PRODUCTS:
+        raise ConfigError(
+            f"model.compute_dtype=fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and {name} is "
+            "older; use model.compute_dtype=auto, which multiplies in bf16 there"
+        )
+
+
+def multiplied_in_fp8(model: ModelConfig) -> bool:
+    """Whether frozen weights are multiplied in eight bits: as model.compute_dtype says, or as this machine can."""
+    if not model.fast or model.compute_dtype is ComputeDtype.bf16:
+        return False
+    if model.compute_dtype is ComputeDtype.fp8:
+        return True
+    import torch
+
+    if not torch.cuda.is_available():
+        return model.precision is Precision.fp8  # a CPU imitates it; who holds weights so wants to see what it does
+    return model.precision is not Precision.bf16 and torch.cuda.get_device_capability() >= FP8_PRODUCTS
 
 
 def check_float16(trainer: TrainerConfig) -> None:

@@ -26,6 +26,7 @@ class Shape:
     num_key_value_heads: int
     head_dim: int
     vocab_size: int
+    head_norms: bool = False  # queries and keys have norms of their own
 
     @property
     def query_width(self) -> int:
@@ -46,6 +47,7 @@ def shape_of(config: Any) -> Shape:
         num_key_value_heads=config.num_key_value_heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
         vocab_size=config.vocab_size,
+        head_norms=config.model_type == "qwen3",
     )
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from medreason.batch import PackedBatch
-from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig
+from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig, TrainingEngine
 from medreason.core.progress import say
 from medreason.core.shared_cpu import share_cpu
 from medreason.models import embedded
-from medreason.models.checks import EMBEDDED
-from medreason.models.flops import peak_flops, shape_of
-from medreason.models.memory import GIB, Need, choose, describe, lora_weights, seconds
+from medreason.models.checks import EMBEDDED, check_precision, multiplied_in_fp8
+from medreason.models.flops import Shape, peak_flops, shape_of
+from medreason.models.memory import GIB, Base, Need, choose, describe, lora_weights, seconds
 from medreason.models.prompts import MISTRAL_CHAT_TEMPLATE, dated
 
 LONGEST_CONTEXT = 32_768  # tokens; a model that reads more is not loaded for more
@@ -95,23 +95,55 @@ def plan_memory(config: TrainConfig, train_tokens: int) -> Need | None:
     if cap is not None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / whole))
         free = min(free, int(cap * GIB))
+    device = torch.cuda.get_device_name()
+    found, duration = planned(config, shape, free, train_tokens, device)
+    say(describe(found, free, device, duration))
+    if told := faster_way(config, shape, free, train_tokens, device, duration):
+        say(told)
+    return found
+
+
+def planned(
+    config: TrainConfig, shape: Shape, free: float, train_tokens: int, device: str
+) -> tuple[Need, float | None]:
+    """How a run fits into `free` bytes, and how many seconds it then trains, if that is known."""
+    base = Base(config.model.precision, config.model.fast, multiplied_in_fp8(config.model))
     adapter_weights = lora_weights(shape, config.lora.r, config.lora.target_modules)
-    precision, device = config.model.precision, torch.cuda.get_device_name()
     found = choose(
         shape,
-        precision=precision,
+        base,
         recompute=config.trainer.recompute,
         tokens=config.data.row_tokens * config.trainer.rows_per_batch,
         adapter_weights=adapter_weights,
         algorithm=config.optim.algorithm,
         free=free,
     )
-    processes = config.trainer.devices
-    duration = seconds(
-        shape, adapter_weights, precision, found.recompute, train_tokens // processes, peak_flops(device)
-    )
-    say(describe(found, free, device, duration))
-    return found
+    tokens = train_tokens // config.trainer.devices
+    return found, seconds(shape, adapter_weights, base, found, tokens, peak_flops(device))
+
+
+def faster_way(
+    config: TrainConfig, shape: Shape, free: float, train_tokens: int, device: str, duration: float | None
+) -> str | None:
+    """A line on the fast engine, where it would train the same 4-bit base in less time here; else None."""
+    if config.model.precision is not Precision.nf4 or config.model.fast or duration is None:
+        return None
+    from transformers import AutoConfig
+
+    from medreason.engine.layers import check_architecture
+
+    model = replace(config.model, engine=TrainingEngine.fast)
+    trainer = replace(config.trainer, recompute=Recompute.auto)
+    try:
+        other = replace(config, model=model, trainer=trainer)
+        check_precision(model)
+        check_architecture(AutoConfig.from_pretrained(local_path(model), revision=model.revision))
+        found, faster = planned(other, shape, free, train_tokens, device)
+    except ConfigError:
+        return None
+    if faster is None or faster > 0.9 * duration:
+        return None
+    return f"model.engine=fast would train {duration / faster:.1f} times as fast, in {found.total / GIB:.1f} GiB"
 
 
 def load_model(
@@ -122,23 +154,23 @@ def load_model(
     recompute: Recompute,
     seed: int,
     copies: int = 1,
+    spared: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """A PEFT model in training mode: base frozen in `model.precision` (fp8: in `copies`), LoRA in float32.
+    """A PEFT model in training mode: base frozen in `model.precision`, LoRA in float32.
 
+    `copies` and `spared` are the fast engine's (engine/layers.How).
     `row_tokens` are those of a forward pass. `dtype` is what Unsloth computes in; None: bfloat16 where the hardware
     does so fast, else float16 on a GPU and float32 on a CPU.
 
     Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
     """
     share_cpu()
-    if model.precision.compiled:
-        from medreason.engine.layers import load_compiled
+    if model.fast:
+        from medreason.engine.layers import How, load_fast
 
-        fp8 = model.precision is Precision.fp8
-        return load_compiled(
-            local_path(model), model.revision, lora, fp8=fp8, copies=copies, recompute=recompute, seed=seed
-        )
+        how = How(model.precision, multiplied_in_fp8(model), copies, recompute, spared)
+        return load_fast(local_path(model), model.revision, lora, how, seed)
     fast_model = import_unsloth()
     if model.precision is Precision.nf4 and not torch.cuda.is_available():
         from unsloth_zoo.cpu.runtime import cpu_bnb_4bit_supported

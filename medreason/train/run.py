@@ -118,7 +118,7 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: "Spl
     from medreason.models.load import import_unsloth
 
     take_own_gpu()
-    if not config.model.precision.compiled:
+    if not config.model.fast:
         say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
     from medreason.sweep.pruning import own_checkpoint
@@ -179,7 +179,9 @@ def loaded(config: TrainConfig, data: "MedicalReasoningData", record: dict[str, 
 
     plan = plan_memory(config, trained_tokens(config, data))
     recompute = settled(config.trainer.recompute, plan)
-    record["memory"] = None if plan is None else {"expected_gib": round(plan.total / GIB, 2), "copies": plan.copies}
+    record["memory"] = plan and {
+        "expected_gib": round(plan.total / GIB, 2), "copies": plan.copies, "spared_layers": plan.spared,
+    }  # fmt: skip
     record["recompute"] = recompute.value
     record["precision"] = lightning_precision(config.trainer)
     say(f"loading {config.model.path} in {config.model.precision.value}")
@@ -190,6 +192,7 @@ def loaded(config: TrainConfig, data: "MedicalReasoningData", record: dict[str, 
         recompute=recompute,
         seed=config.seed,
         copies=1 if plan is None else plan.copies,
+        spared=0 if plan is None else plan.spared,
         dtype=trained_dtype(record["precision"]),
     )
 

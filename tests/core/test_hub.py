@@ -1,6 +1,7 @@
 """What the hub says to whoever may not, and exports sent there: against a hub on this machine."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from medreason.export import write
 from medreason.export.model_card import model_card
 from medreason.inference.target import find_answerer
 from medreason.models.checks import check_hub_model
+from support import TINY
 
 GATED = "meta-llama/Llama-3.1-8B-Instruct"
 
@@ -38,7 +40,7 @@ def refused(task: Any, *given: Any) -> str:
 
 
 def of_hub(path: str) -> ModelConfig:
-    return ModelConfig(path, None, Precision.nf4, None)
+    return replace(TINY, path=path, precision=Precision.nf4)
 
 
 @pytest.mark.parametrize("token", [None, "stranger"])

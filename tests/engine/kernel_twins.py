@@ -138,6 +138,22 @@ def test_frozen_weights_transposed() -> None:
     assert_twins("transposed", quantise_frozen(weight), scales_of_two(weight.t()))
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize(("height", "width"), [(48, 192), (33, 2112)])  # within a program's columns, and beyond
+def test_four_bits_are_decoded_as_bitsandbytes_does(height: int, width: int, nested: bool) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    packed, state = quantize_4bit(random(height, width), quant_type="nf4", compress_statistics=nested)
+    wide = dequantize_4bit(packed, state)
+    found = torch.empty_like(wide)
+    triton_kernels.decode_four(packed, state, found, None)
+    assert torch.equal(found, wide)
+    scale = scales_of_two(wide)
+    eight = torch.empty(height, width, dtype=torch.float8_e4m3fn, device=DEVICE)
+    triton_kernels.decode_four(packed, state, eight, scale)
+    assert torch.equal(eight.float(), (wide.float() / scale).to(torch.float8_e4m3fn).float())
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="attention's kernels are not Triton's: they need a GPU")
 @pytest.mark.parametrize(("window", "head"), [(None, 64), (None, 128), (150, 64)])
 @pytest.mark.parametrize("installed", [True, False])  # flash-attn-4 where it is there; without it

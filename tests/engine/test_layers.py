@@ -7,87 +7,56 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy
+from fast_engine import assert_equal, cosine, four_cases, pass_of_transformers, pass_over, with_updates
 
 from medreason.batch import PackedBatch
-from medreason.config import ConfigError, Format, Precision, Recompute
-from medreason.data.datamodule import PackedLoader
-from medreason.data.tokenization import tokenize
+from medreason.config import ConfigError, Precision, Recompute
 from medreason.engine import kernels
 from medreason.engine.attention import Documents, attend, attend_backward, by_document, in_own_graph
 from medreason.engine.fp8 import quantise
-from medreason.engine.layers import adapt, check_architecture
+from medreason.engine.layers import How, adapt, check_architecture
 from medreason.models import embedded
 from medreason.models.load import load_model, summed_loss
 from medreason.models.prompts import Example
 from support import TINY, lora, run_train, tiny_run
 
-Gradients = dict[str, Tensor]
+
+def how(fp8: bool = False, recompute: Recompute = Recompute.none, copies: int = 2, spared: int = 0) -> How:
+    return How(Precision.fp8 if fp8 else Precision.bf16, fp8, copies, recompute, spared)
 
 
-def tiny(fp8: bool = False, recompute: Recompute = Recompute.none, copies: int = 2, **config: Any) -> Any:
+def tiny(
+    fp8: bool = False, recompute: Recompute = Recompute.none, copies: int = 2, spared: int = 0, **config: Any
+) -> Any:
     """A small model of the fast engine in 32 bits; LoRA's B is not zero, so that every adapter weight matters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     settings = AutoConfig.from_pretrained(embedded.materialize("tiny"), **config)
     base = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-    model = adapt(base, lora(), fp8=fp8, copies=copies, recompute=recompute, seed=1)
+    model = adapt(base, lora(), how(fp8, recompute, copies, spared), seed=1)
     return with_updates(model)
 
 
-def with_updates(model: Any) -> Any:
-    torch.manual_seed(2)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
+def other_family(name: str, recompute: Recompute = Recompute.none, fp8: bool = False, **config: Any) -> Any:
+    """Two narrow layers of Qwen's shapes in 32 bits; the norms of heads and the biases are no ones and zeros."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vocabulary = AutoConfig.from_pretrained(embedded.materialize("tiny")).vocab_size
+    settings = AutoConfig.for_model(name, **sizes, num_key_value_heads=2, head_dim=32, vocab_size=vocabulary, **config)
+    base = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    with torch.no_grad():
+        for label, parameter in base.named_parameters():
+            if "norm" in label or "bias" in label:
+                parameter.uniform_(0.5, 1.5)
+    return with_updates(adapt(base, lora(), how(fp8, recompute), seed=1))
 
 
 @pytest.fixture
 def batch(tokenizer: Any, cases: list[Example]) -> PackedBatch:
-    documents = tokenize(cases[:4], tokenizer, Format.think)
-    return PackedLoader(documents, sum(map(len, documents)) + 9, pad_token=3).batch([0], 0)
-
-
-def gradients(model: Any) -> Gradients:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def pass_over(model: Any, batch: PackedBatch) -> tuple[float, Gradients]:
-    model.zero_grad()
-    loss = summed_loss(model, batch)
-    loss.backward()
-    return loss.item(), gradients(model)
-
-
-def pass_of_transformers(model: Any, batch: PackedBatch) -> tuple[float, Gradients]:
-    """The same through transformers' and PEFT's own layers, each document alone."""
-    model.zero_grad()
-    total, start = 0.0, 0
-    for length in batch.lengths:
-        tokens, labels = (one[0, start : start + length] for one in (batch.input_ids, batch.labels))
-        logits = model(input_ids=tokens[None], use_cache=False).logits[0]
-        if (labels[1:] >= 0).any():
-            loss = cross_entropy(logits[:-1], labels[1:], reduction="sum")
-            loss.backward()
-            total += loss.item()
-        start += length
-    return total, gradients(model)
-
-
-def assert_equal(found: tuple[float, Gradients], wanted: tuple[float, Gradients]) -> None:
-    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
-    assert found[1].keys() == wanted[1].keys()
-    for name, grad in wanted[1].items():
-        assert torch.allclose(found[1][name], grad, rtol=1e-3, atol=1e-4), name
-    assert max(grad.abs().max() for grad in wanted[1].values()) > 0.1
-
-
-def cosine(left: Gradients, right: Gradients) -> float:
-    joined = [torch.cat([grads[name].flatten() for name in sorted(left)]) for grads in (left, right)]
-    return cosine_similarity(*joined, dim=0).item()
+    return four_cases(tokenizer, cases)
 
 
 @pytest.mark.parametrize("config", [{}, {"num_key_value_heads": 4}, {"sliding_window": 40}, {"head_dim": 32}])
@@ -96,6 +65,32 @@ def test_loss_and_gradients_of_a_row_are_those_of_its_documents_in_transformers(
 ) -> None:
     model = tiny(**config)
     assert_equal(pass_over(model, batch), pass_of_transformers(model, batch))
+
+
+FAMILIES: list[tuple[str, dict[str, Any]]] = [
+    ("qwen2", {}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 40, "max_window_layers": 1}),  # the second layer's alone
+    ("qwen3", {}),
+    ("qwen3", {"attention_bias": True}),
+    ("llama", {"attention_bias": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), FAMILIES)
+def test_models_with_biases_and_norms_of_heads_are_those_of_transformers(
+    batch: PackedBatch, name: str, config: dict[str, Any]
+) -> None:
+    model = other_family(name, **config)
+    assert_equal(pass_over(model, batch), pass_of_transformers(model, batch))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3"])
+def test_they_train_in_eight_bits_and_recompute_what_was_kept(batch: PackedBatch, name: str) -> None:
+    exact = pass_over(other_family(name), batch)
+    rounded, again = (pass_over(other_family(name, how, fp8=True), batch) for how in (Recompute.none, Recompute.full))
+    assert rounded[0] == pytest.approx(exact[0], rel=5e-3) and rounded[0] != exact[0]
+    assert cosine(rounded[1], exact[1]) > 0.99
+    assert rounded[0] == again[0] and all(torch.equal(rounded[1][key], grad) for key, grad in again[1].items())
 
 
 def test_loss_and_gradients_are_unsloths(make_model: Callable[..., Any], batch: PackedBatch) -> None:
@@ -149,10 +144,19 @@ def test_what_is_recomputed_is_what_was_kept(batch: PackedBatch, fp8: bool, reco
     assert all(torch.equal(kept[1][name], grad) for name, grad in again[1].items())
 
 
+@pytest.mark.parametrize("recompute", [Recompute.selective, Recompute.full])
+def test_last_layers_may_recompute_less(batch: PackedBatch, recompute: Recompute) -> None:
+    model = tiny(True, recompute, spared=1)
+    steps = [layer.recompute for layer in model.packed.layers]
+    assert steps == [recompute, Recompute.selective if recompute is Recompute.full else Recompute.none]
+    kept, mixed = pass_over(tiny(True), batch), pass_over(model, batch)
+    assert kept[0] == mixed[0] and all(torch.equal(kept[1][name], grad) for name, grad in mixed[1].items())
+
+
 def test_a_weight_held_once_gives_the_gradients_of_one_held_for_each_direction(batch: PackedBatch) -> None:
     twice, once = tiny(fp8=True), tiny(fp8=True, copies=1)
-    assert all(layer.down.transposed is None for layer in once.packed.layers)
-    assert twice.packed.layers[0].down.transposed is not None
+    assert all(layer.down.weight.kept_turned is None for layer in once.packed.layers)
+    assert twice.packed.layers[0].down.weight.kept_turned is not None
     kept, made = pass_over(twice, batch), pass_over(once, batch)
     assert kept[0] == made[0]
     assert all(torch.equal(kept[1][name], grad) for name, grad in made[1].items())
@@ -173,7 +177,7 @@ def test_adapters_of_some_linears_leave_the_others_alone(batch: PackedBatch) -> 
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(embedded.materialize("tiny")))
     some = replace(lora(), target_modules=["q_proj", "v_proj", "down_proj"])
-    model = with_updates(adapt(base, some, fp8=False, copies=1, recompute=Recompute.none, seed=1))
+    model = with_updates(adapt(base, some, how(), seed=1))
     assert_equal(pass_over(model, batch), pass_of_transformers(model, batch))
 
 
@@ -221,7 +225,7 @@ def test_the_base_is_held_in_eight_bits_once_for_each_direction() -> None:
     layer = model.packed.layers[0]
     held = model.base_model.model.model.layers[0].self_attn.k_proj.base_layer.weight
     assert held.dtype == torch.float8_e4m3fn
-    joint = layer.qkv.weight.values
+    joint = layer.qkv.weight.rows().values
     assert held.untyped_storage().data_ptr() == joint.untyped_storage().data_ptr()
     assert not [name for name, _ in model.named_parameters() if "_proj" in name and "lora_" not in name]
 
@@ -229,8 +233,8 @@ def test_the_base_is_held_in_eight_bits_once_for_each_direction() -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"model_type": "gemma"}, "know llama and mistral models, not gemma; use model.precision=nf4"),
-        ({"attention_bias": True}, "without biases; use model.precision=nf4"),
+        ({"model_type": "gemma"}, "knows llama, mistral, qwen2 and qwen3 models, not gemma; use model.engine=unsloth"),
+        ({"mlp_bias": True}, "gated unit has no biases; use model.engine=unsloth"),
         ({"hidden_act": "gelu"}, "layers with SiLU"),
     ],
 )

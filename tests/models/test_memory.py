@@ -2,10 +2,13 @@ import pytest
 
 from medreason.config import Algorithm, ConfigError, Precision, Recompute
 from medreason.models.flops import Shape
-from medreason.models.memory import GIB, choose, describe, lora_weights, need, seconds
+from medreason.models.memory import GIB, Base, choose, describe, lora_weights, need, seconds
 
 MISTRAL_7B = Shape(4096, 14336, 32, 32, 8, 128, 32768)
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FP8, BF16 = Base(Precision.fp8, fast=True, fp8=True), Base(Precision.bf16, fast=True)
+FOUR, FOUR_AS_16 = Base(Precision.nf4, fast=True, fp8=True), Base(Precision.nf4, fast=True)
+NF4, HALF = Base(Precision.nf4), Base(Precision.half)
 ADAPTER = lora_weights(MISTRAL_7B, 16, LINEARS)
 
 
@@ -16,54 +19,54 @@ def test_loras_weights_are_those_that_peft_makes() -> None:
 
 # one H100: allocated at the peak (the fast engine), reserved (Unsloth, which leaves little between the two)
 @pytest.mark.parametrize(
-    ("precision", "recompute", "tokens", "copies", "algorithm", "measured"),
+    ("base", "recompute", "tokens", "copies", "algorithm", "measured"),
     [
-        (Precision.fp8, Recompute.none, 8192, 2, Algorithm.adamw, 44.1),
-        (Precision.fp8, Recompute.selective, 8192, 2, Algorithm.adamw, 24.2),
-        (Precision.fp8, Recompute.full, 8192, 2, Algorithm.adamw, 17.4),
-        (Precision.fp8, Recompute.full, 16384, 2, Algorithm.adamw, 20.7),
-        (Precision.fp8, Recompute.none, 8192, 1, Algorithm.adamw, 37.7),
-        (Precision.fp8, Recompute.selective, 8192, 1, Algorithm.adamw, 17.8),
-        (Precision.fp8, Recompute.full, 8192, 1, Algorithm.adamw, 10.9),
-        (Precision.bf16, Recompute.none, 8192, 1, Algorithm.adamw, 48.7),
-        (Precision.bf16, Recompute.selective, 8192, 1, Algorithm.adamw, 24.4),
-        (Precision.nf4, Recompute.none, 8192, 1, Algorithm.adamw_8bit, 35.4),
-        (Precision.nf4, Recompute.none, 16384, 1, Algorithm.adamw_8bit, 64.7),
-        (Precision.nf4, Recompute.unsloth, 8192, 1, Algorithm.adamw_8bit, 6.2),
-        (Precision.half, Recompute.none, 8192, 1, Algorithm.adamw_8bit, 44.4),
+        (FP8, Recompute.none, 8192, 2, Algorithm.adamw, 44.1),
+        (FP8, Recompute.selective, 8192, 2, Algorithm.adamw, 24.2),
+        (FP8, Recompute.full, 8192, 2, Algorithm.adamw, 17.4),
+        (FP8, Recompute.full, 16384, 2, Algorithm.adamw, 20.7),
+        (FP8, Recompute.none, 8192, 1, Algorithm.adamw, 37.7),
+        (FP8, Recompute.selective, 8192, 1, Algorithm.adamw, 17.8),
+        (FP8, Recompute.full, 8192, 1, Algorithm.adamw, 10.9),
+        (BF16, Recompute.none, 8192, 1, Algorithm.adamw, 48.7),
+        (BF16, Recompute.selective, 8192, 1, Algorithm.adamw, 24.4),
+        (NF4, Recompute.none, 8192, 1, Algorithm.adamw_8bit, 35.4),
+        (NF4, Recompute.none, 16384, 1, Algorithm.adamw_8bit, 64.7),
+        (NF4, Recompute.unsloth, 8192, 1, Algorithm.adamw_8bit, 6.2),
+        (HALF, Recompute.none, 8192, 1, Algorithm.adamw_8bit, 44.4),
     ],
 )
 def test_the_estimate_is_what_was_measured(
-    precision: Precision, recompute: Recompute, tokens: int, copies: int, algorithm: Algorithm, measured: float
+    base: Base, recompute: Recompute, tokens: int, copies: int, algorithm: Algorithm, measured: float
 ) -> None:
-    found = need(MISTRAL_7B, precision=precision, recompute=recompute, tokens=tokens, adapter_weights=ADAPTER,
+    found = need(MISTRAL_7B, base, recompute=recompute, tokens=tokens, adapter_weights=ADAPTER,
                  algorithm=algorithm, copies=copies)  # fmt: skip
     assert (found.total - found.fragmentation) / GIB == pytest.approx(measured, rel=0.05)
 
 
 # one H100, whole runs: reserved at the peak, which is what must fit
 @pytest.mark.parametrize(
-    ("precision", "recompute", "copies", "r", "measured"),
+    ("base", "recompute", "copies", "r", "measured"),
     [
-        (Precision.fp8, Recompute.none, 2, 16, 44.84),
-        (Precision.fp8, Recompute.none, 2, 64, 47.37),
-        (Precision.fp8, Recompute.selective, 1, 16, 18.96),
-        (Precision.fp8, Recompute.full, 1, 16, 12.70),
-        (Precision.bf16, Recompute.none, 1, 16, 49.50),
-        (Precision.nf4, Recompute.none, 1, 16, 35.02),
+        (FP8, Recompute.none, 2, 16, 44.84),
+        (FP8, Recompute.none, 2, 64, 47.37),
+        (FP8, Recompute.selective, 1, 16, 18.96),
+        (FP8, Recompute.full, 1, 16, 12.70),
+        (BF16, Recompute.none, 1, 16, 49.50),
+        (NF4, Recompute.none, 1, 16, 35.02),
     ],
 )
 def test_the_estimate_is_what_a_run_holds(
-    precision: Precision, recompute: Recompute, copies: int, r: int, measured: float
+    base: Base, recompute: Recompute, copies: int, r: int, measured: float
 ) -> None:
-    found = need(MISTRAL_7B, precision=precision, recompute=recompute, tokens=8192, algorithm=Algorithm.adamw,
+    found = need(MISTRAL_7B, base, recompute=recompute, tokens=8192, algorithm=Algorithm.adamw,
                  adapter_weights=lora_weights(MISTRAL_7B, r, LINEARS), copies=copies)  # fmt: skip
     assert found.total / GIB == pytest.approx(measured, rel=0.02)
 
 
-def chosen(free: float, precision: Precision = Precision.fp8, recompute: Recompute = Recompute.auto,
+def chosen(free: float, base: Base = FP8, recompute: Recompute = Recompute.auto,
            tokens: int = 8192) -> tuple[Recompute, int]:  # fmt: skip
-    found = choose(MISTRAL_7B, precision=precision, recompute=recompute, tokens=tokens, adapter_weights=ADAPTER,
+    found = choose(MISTRAL_7B, base, recompute=recompute, tokens=tokens, adapter_weights=ADAPTER,
                    algorithm=Algorithm.adamw_8bit, free=free * GIB)  # fmt: skip
     assert found.total <= free * GIB
     return found.recompute, found.copies
@@ -72,34 +75,34 @@ def chosen(free: float, precision: Precision = Precision.fp8, recompute: Recompu
 def test_auto_takes_the_least_recomputation_that_fits() -> None:
     assert chosen(79) == (Recompute.none, 2)
     assert chosen(42) == (Recompute.none, 1)
-    assert chosen(30) == (Recompute.selective, 2)
+    assert chosen(30) == (Recompute.selective, 1)  # the rest goes to layers that recompute nothing
     assert chosen(24) == (Recompute.selective, 1)
     assert chosen(16) == (Recompute.full, 1)
-    assert chosen(79, Precision.nf4) == (Recompute.none, 1)
-    assert chosen(16, Precision.nf4) == (Recompute.unsloth, 1)
+    assert chosen(79, NF4) == (Recompute.none, 1)
+    assert chosen(16, NF4) == (Recompute.unsloth, 1)
 
 
 def test_what_was_asked_for_is_not_changed() -> None:
     assert chosen(79, recompute=Recompute.full) == (Recompute.full, 2)
-    assert chosen(79, Precision.nf4, Recompute.full) == (Recompute.full, 1)
+    assert chosen(79, NF4, Recompute.full) == (Recompute.full, 1)
 
 
 def test_what_cannot_fit_is_refused_with_what_would() -> None:
     with pytest.raises(ConfigError, match=r"needs 38.\d GiB .* 24.0 are free; what fits: trainer.recompute=auto"):
         chosen(24, recompute=Recompute.none)
-    with pytest.raises(ConfigError, match=r"what fits: model.precision=nf4$"):
+    with pytest.raises(ConfigError, match=r"what fits: model.engine=unsloth model.precision=nf4$"):
         chosen(8)
     with pytest.raises(ConfigError, match=r"what fits: rows of 2,048 tokens \(data.row_tokens\), or model.precision"):
-        chosen(16, Precision.bf16)
+        chosen(16, BF16)
     with pytest.raises(ConfigError, match="it needs a larger GPU or a smaller model"):
         chosen(2)
 
 
 def test_the_line_says_memory_and_time() -> None:
-    found = choose(MISTRAL_7B, precision=Precision.nf4, recompute=Recompute.auto, tokens=8192,
+    found = choose(MISTRAL_7B, NF4, recompute=Recompute.auto, tokens=8192,
                    adapter_weights=ADAPTER, algorithm=Algorithm.adamw_8bit, free=16 * GIB)  # fmt: skip
-    duration = seconds(MISTRAL_7B, ADAPTER, Precision.nf4, found.recompute, 15_300_000, 989e12)
+    duration = seconds(MISTRAL_7B, ADAPTER, NF4, found, 15_300_000, 989e12)
     assert duration == pytest.approx(15.3e6 / 9_000, rel=0.1)  # 8,980 tokens/s were measured
     line = describe(found, 16 * GIB, "NVIDIA H100", duration)
     assert line.startswith("6.2 of 16.0 GiB of NVIDIA H100 expected (base 3.9") and "about 28 min" in line
-    assert seconds(MISTRAL_7B, ADAPTER, Precision.nf4, found.recompute, 1, None) is None
+    assert seconds(MISTRAL_7B, ADAPTER, NF4, found, 1, None) is None
