@@ -1,13 +1,14 @@
 # make quickstart   sets up and trains a small real model on a CPU, about 3 minutes after set-up
 # make check        style, types, and the tests that take no process, no model and no long time: under a minute
 # make test         sets up, checks style and types, runs all tests, builds the documentation
+# make test-gpu     what a CPU cannot show, on the GPUs that are here, in five minutes
 # make docs         builds the documentation into site/
 # make lock         resolves the versions anew
 # make help         these lines
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart check test docs lock help
+.PHONY: quickstart check test test-gpu docs lock help
 .DELETE_ON_ERROR:
 
 .venv/ready: requirements.lock pyproject.toml
@@ -39,6 +40,9 @@ test: .venv/ready
 	$(BIN)/mypy
 	# two threads in each process would wait for each other
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-gpu: .venv/ready
+	$(BIN)/python tests/gpu.py
 
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --config-file docs/mkdocs.yml

@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from medreason.config import Recompute
+from medreason.config import Precision
 from medreason.core.cli import composed
 from medreason.core.run_directory import provenance, write_json
 from medreason.engine import kernels, layers
@@ -179,7 +179,8 @@ def main(
     with device:
         base = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
     fp8 = precision == "fp8"
-    model = layers.adapt(base, run.lora, fp8=fp8, copies=2, recompute=Recompute.none, seed=1)
+    how = layers.How(Precision.fp8 if fp8 else Precision.bf16, fp8, copies=2)
+    model = layers.adapt(base, run.lora, how, seed=1)
     count, each = int(tokens), int(document)
     lengths = tuple(min(each, count - start) for start in range(0, count, each))
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
@@ -192,8 +193,8 @@ def main(
     labels = torch.randint(0, settings.vocab_size, (count,), device=device)
 
     def pass_of_a_layer() -> None:
-        row = layers.Row(cos, sin, documents, [(grad, handed)])
-        layers.LayerStep.apply(x, layer, row, Recompute.none, *layer.parameters).backward(grad)
+        row = layers.Row(cos, sin, {layer.window: documents}, [(grad, handed)])
+        layers.LayerStep.apply(x, layer, row, *layer.parameters).backward(grad)
 
     def pass_of_the_head() -> None:
         head = model.packed.causal.lm_head.weight

@@ -1,4 +1,4 @@
-"""This project's engines and their peers on the same rows, one after the other: a table, a bar chart, a JSON file.
+"""This project's engines and their peers on the same rows, one after the other: a table, a picture, a JSON file.
 
 usage: training_speed.py MODEL_FOLDER ROWS_FILE OUT_FOLDER [STEPS] [ROW_TOKENS] [NAME...]
        MODEL_FOLDER of Mistral-7B's shape, random weights are exact for speed. NAMEs are those of ENGINES and of
@@ -25,29 +25,35 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HERE = Path(__file__).resolve().parent
+FOUR = ["model.engine=fast", "model.precision=nf4"]
+BF16 = "model.compute_dtype=bf16"  # what a GPU before Ada can do
+SHORT = ["data.row_tokens=4096", "optim=adamw_8bit"]
 ENGINES = {
-    "fp8": ["model.precision=fp8"],
-    "bf16": ["model.precision=bf16"],
-    "nf4": ["model.precision=nf4"],
-    "fp8_24gib": ["model.precision=fp8", "trainer.memory_gib=24"],
-    "fp8_16gib": ["model.precision=fp8", "trainer.memory_gib=16"],
-    "fp8_r64": ["model.precision=fp8", "lora.r=64"],
+    "fast_8gib": [*FOUR, *SHORT, "trainer.memory_gib=8"],
+    "fast_10gib": [*FOUR, "trainer.memory_gib=10"],
+    "fast_12gib": [*FOUR, "trainer.memory_gib=12"],
+    "fast_16gib": [*FOUR, "trainer.memory_gib=16"],
+    "fast_24gib": [*FOUR, "trainer.memory_gib=24"],
+    "fast_nf4": FOUR,
+    "fast_fp8": ["model.precision=fp8"],
+    "fast_fp8_r64": ["model.precision=fp8", "lora.r=64"],
+    "fast_bf16_8gib": [*FOUR, BF16, *SHORT, "trainer.memory_gib=8"],
+    "fast_bf16_10gib": [*FOUR, BF16, "trainer.memory_gib=10"],
+    "fast_bf16": ["model.precision=bf16"],
+    "unsloth_nf4": ["model.precision=nf4"],
     "cpu_bf16": ["model.precision=bf16", "trainer=cpu", "optim=adamw"],  # for a test that this still runs
 }
-PEERS = ("unsloth_trl_packed", "unsloth_trl", "hf_trl")
-LABELS = {  # of a bar: what is trained by what, without the names that select it
-    "fp8": "medreason, fp8",
-    "bf16": "medreason, bf16",
-    "nf4": "medreason, 4-bit (Unsloth's engine)",
-    "fp8_24gib": "medreason, fp8 in at most 24 GiB",
-    "fp8_16gib": "medreason, fp8 in at most 16 GiB",
-    "fp8_r64": "medreason, fp8, LoRA rank 64",
-    "cpu_bf16": "medreason, bf16 on a CPU",
-    "unsloth_trl_packed": "Unsloth with TRL, packed",
-    "unsloth_trl": "Unsloth with TRL, not packed",
-    "hf_trl": "transformers with TRL, not packed",
+PEERS = ("unsloth_trl_packed", "unsloth_trl_packed_kept", "unsloth_trl", "hf_trl")
+LINES = {  # of the picture: what is drawn as one line, by the beginning of its names
+    "medreason, fast engine, multiplied in fp8": ("fast_8", "fast_1", "fast_2", "fast_nf4", "fast_fp8"),
+    "medreason, fast engine, multiplied in bf16": ("fast_bf16", "cpu_bf16"),
+    "medreason, Unsloth's engine": ("unsloth_nf4",),
+    "Unsloth with TRL, packed (less and more recomputation)": ("unsloth_trl_packed",),
+    "Unsloth with TRL, not packed": ("unsloth_trl",),
+    "transformers with TRL, not packed": ("hf_trl",),
 }
-ON_A_GPU = ("fp8", "bf16", "nf4", "fp8_24gib", "fp8_16gib", "fp8_r64", *PEERS)
+ON_A_GPU = (*PEERS[:2], *(name for name in ENGINES if name != "cpu_bf16"), *PEERS[2:])
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#999999")
 SECONDS = 420  # for each
 
 
@@ -73,6 +79,8 @@ def engine(name: str, model: str, rows: str, steps: int, row_tokens: int) -> dic
         "memory_gib": record["results"]["peak_memory_gib"],
         "expected_gib": (record.get("memory") or {}).get("expected_gib"),
         "recompute": record.get("recompute"),
+        "spared_layers": (record.get("memory") or {}).get("spared_layers"),
+        "copies": (record.get("memory") or {}).get("copies"),
         "steps": len(rates),
     }
 
@@ -94,27 +102,41 @@ def carry_out(command: list[str]) -> str:
     return done.stdout + done.stderr
 
 
+def line_of(name: str) -> str:
+    """The label of the line that a result belongs to: that of the longest beginning of its name."""
+    fitting = [(len(start), label) for label, starts in LINES.items() for start in starts if name.startswith(start)]
+    return max(fitting)[1]
+
+
 def draw(results: list[dict[str, Any]], made: dict[str, Any]) -> "Figure":
-    """A bar for each engine, the fastest on top; those of other projects hatched."""
+    """Speed over peak memory, a line for each engine; other projects' are dashed. Without a GPU, memory is no GPU's."""
     from matplotlib.figure import Figure
 
-    ranked = sorted(results, key=lambda result: -result["tokens_per_second"])
-    figure = Figure(figsize=(9, 1.6 + 0.5 * len(ranked)), layout="constrained")
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
-    for place, result in enumerate(ranked):
-        rate, other = result["tokens_per_second"], result["name"] in PEERS
-        axes.barh(place, rate, color="#e69f00" if other else "#0072b2", hatch="//" if other else "", edgecolor="white")
-        # without a GPU the host's memory was measured, of which the model is a small part
-        memory = f", {result['memory_gib']:.0f} GiB" if result["memory_gib"] and not on_cpu(made) else ""
-        axes.text(rate, place, f" {rate:,.0f}{memory}", va="center", fontsize=12)
-    labels = [LABELS[result["name"]] for result in ranked]
-    axes.set_yticks(range(len(ranked)), labels, fontsize=12)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * ranked[0]["tokens_per_second"])
-    axes.set_xlabel("tokens of documents per second", fontsize=12)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    told = "" if on_cpu(made) else " and peak GPU memory"
-    figure.suptitle(f"Training speed{told}, {made['device']}", fontsize=13)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        found.setdefault(line_of(result["name"]), []).append(result)
+    base = next((one["tokens_per_second"] for one in results if one["name"] == "unsloth_trl_packed"), None)
+    for label, color, marker in zip(LINES, COLOURS, "os^DvP", strict=True):
+        points = sorted((one["memory_gib"] or 0, one["tokens_per_second"]) for one in found.get(label, []))
+        if not points:
+            continue
+        other = "TRL" in label
+        axes.plot(*zip(*points, strict=True), "--" if other else "-", color=color, marker=marker, label=label)
+        for memory, rate in points:
+            told = f"{rate:,.0f}" + (f" ({rate / base:.1f}x)" if base and not other else "")
+            axes.annotate(told, (memory, rate), (0, 7), textcoords="offset points", ha="center", fontsize=9)
+    axes.set_ylim(0, 1.18 * max(one["tokens_per_second"] for one in results))
+    axes.set_xlim(left=0)
+    axes.margins(x=0.08)
+    axes.set_xlabel("memory of the host, GiB" if on_cpu(made) else "peak GPU memory, GiB", fontsize=12)
+    axes.set_ylabel("tokens of documents per second", fontsize=12)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right", fontsize=10)
+    beside = "; in brackets, times Unsloth with TRL, packed" if base else ""
+    figure.suptitle(f"Training speed by memory, {made['device']}{beside}", fontsize=12)
     versions = [f"{name} {made['versions'][name]}" for name in ("torch", "unsloth", "trl") if made["versions"][name]]
     figure.supxlabel(", ".join([*versions, f"commit {(made['commit'] or 'unknown')[:7]}"]), fontsize=9, color="#555555")
     axes.spines[["top", "right"]].set_visible(False)
@@ -133,7 +155,9 @@ def main(model: str, rows: str, out: str, steps: str = "24", row_tokens: str = "
             print(f"{name}: {str(error).strip()[-300:]}", flush=True)
             continue
         found = results[-1]
-        print(f"{name:20} {found['tokens_per_second']:>8,.0f} tokens/s  {found['memory_gib'] or 0:.1f} GiB", flush=True)
+        expected = f" ({found['expected_gib']:.1f} expected)" if found.get("expected_gib") else ""
+        rate, memory = found["tokens_per_second"], found["memory_gib"] or 0
+        print(f"{name:24} {rate:>8,.0f} tokens/s  {memory:.1f} GiB{expected}", flush=True)
         made = provenance()
         write_json(
             folder / "training_speed.json", {"provenance": made, "row_tokens": int(row_tokens), "results": results}

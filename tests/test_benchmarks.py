@@ -43,22 +43,25 @@ def test_engines_and_a_peer_are_measured_side_by_side(rows_file: Path, tmp_path:
     assert (tmp_path / "training_speed.png").stat().st_size > 5000
 
 
-def test_bars_of_speed_are_labelled_in_words_and_a_cpu_has_no_gpu_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_speed_is_drawn_over_memory_in_a_line_for_each_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import training_speed
 
     names = [*training_speed.ENGINES, *training_speed.PEERS]
     results = [
-        {"name": name, "tokens_per_second": 100.0 + place, "memory_gib": 7.0} for place, name in enumerate(names)
+        {"name": name, "tokens_per_second": 100.0 + place, "memory_gib": 7.0 + place}
+        for place, name in enumerate(names)
     ]
-    made = {"device": "CPU, 2 threads", "commit": None, "versions": {"torch": "2.11", "unsloth": None, "trl": None}}
+    assert {training_speed.line_of(name) for name in names} == set(training_speed.LINES), "a line that nothing is on"
+    made = {"device": "NVIDIA H100", "commit": None, "versions": {"torch": "2.11", "unsloth": None, "trl": None}}
     axes = training_speed.draw(results, made).axes[0]
-    labels = [label.get_text() for label in axes.get_yticklabels()]
-    assert len(set(labels)) == len(names) and not any("_" in label for label in labels), labels
-    assert labels[0] == training_speed.LABELS[names[-1]], "the fastest on top"
-    assert not any("GiB" in text.get_text() for text in axes.texts)
-    on_a_gpu = training_speed.draw(results, made | {"device": "NVIDIA H100"}).axes[0]
-    assert all("7 GiB" in text.get_text() for text in on_a_gpu.texts)
+    assert [line.get_label() for line in axes.lines] == list(training_speed.LINES)
+    assert sum(len(line.get_xdata()) for line in axes.lines) == len(names) == len(axes.texts)
+    for line in axes.lines:
+        assert list(line.get_xdata()) == sorted(line.get_xdata())
+    assert axes.get_xlabel() == "peak GPU memory, GiB"
+    at_home = training_speed.draw(results[:2], made | {"device": "CPU, 2 threads"}).axes[0]
+    assert "host" in at_home.get_xlabel() and len(at_home.lines) == 1
 
 
 def test_passes_of_the_fast_engine_stand_beside_their_bounds(tmp_path: Path) -> None:

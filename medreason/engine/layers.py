@@ -374,7 +374,9 @@ def load_fast(path: str, revision: str | None, lora: LoraConfig, how: How, seed:
     check_held(settings, how.precision)
     quantised: dict[str, Any] = {}
     if how.precision is Precision.nf4:
-        quantised = {"quantization_config": four_bits(torch.bfloat16), "device_map": {"": device_here()}}
+        quantised["device_map"] = {"": device_here()}  # a weight is rounded as it arrives
+        if getattr(settings, "quantization_config", None) is None:
+            quantised["quantization_config"] = four_bits(torch.bfloat16)
     # else the base goes through the host's memory, a layer at a time: the card never holds it in 16 bits and in 8
     base = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.bfloat16, **quantised)
     return adapt(base, lora, how, seed)

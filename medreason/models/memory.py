@@ -1,14 +1,14 @@
 """What a run will take of a GPU's memory, before it takes any; and the least recomputation that fits.
 
-    base           frozen weights as they are held, embeddings and head in 16 bits
-    adapter        LoRA's weights and gradients in 32 bits, the optimizer's states
-    activations    what each layer leaves for the backward pass, by token
-    working        what one layer needs at once while the others wait, the head's logits
-    fragmentation  what torch's allocator holds beyond that, in blocks that are free but too small for the next
+    base         frozen weights as they are held, embeddings and head in 16 bits
+    adapter      LoRA's weights and gradients in 32 bits, the optimizer's states
+    activations  what each layer leaves for the backward pass, by token
+    working      what one layer needs at once while the others wait, the head's logits
 
 The fast engine's activations are counted from what it keeps (Kept of engine/layers.py). Unsloth's were measured:
-Mistral-7B in 4 bits, rows of 8,192 and 16,384 tokens, one H100; the counts below reproduce them within 2%,
-fragmentation included.
+Mistral-7B in 4 bits, rows of 8,192 and 16,384 tokens, one H100; the counts below reproduce them within 2%.
+
+What torch's allocator holds beyond that is little, as training lets its segments grow (train/run.py).
 """
 
 import math
@@ -28,8 +28,6 @@ STATES = {Algorithm.adamw: 8.0, Algorithm.adamw_8bit: 2.0}  # bytes of an optimi
 UNSLOTH_WORKING = 1.0 * GIB  # beside a layer's activations: logits in chunks, weights widened for a product
 STEPS = (Recompute.none, Recompute.selective, Recompute.full)  # of the fast engine, each recomputes more
 UNSLOTH = (Recompute.none, Recompute.unsloth)
-# in blocks of the largest size, that of the gated unit's input; fitted to what whole runs on an H100 reserved
-FRAGMENTATION = {Recompute.none: 1, Recompute.selective: 2, Recompute.full: 3}
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,16 @@ class Need:
     adapter: float
     activations: float
     working: float
-    fragmentation: float
     recompute: Recompute
     copies: int  # of the frozen weights as they are multiplied, in the fast engine
     spared: int = 0  # last layers that recompute one step less
 
     @property
     def total(self) -> float:
-        return self.base + self.adapter + self.activations + self.working + self.fragmentation
+        return self.base + self.adapter + self.activations + self.working
 
     def __str__(self) -> str:
-        parts = ("base", "adapter", "activations", "working", "fragmentation")
+        parts = ("base", "adapter", "activations", "working")
         return ", ".join(f"{part} {getattr(self, part) / GIB:.1f}" for part in parts)
 
 
@@ -113,15 +110,14 @@ def need(
     kept = kept_bytes(shape, base, recompute)
     if not base.fast:
         working = (0 if recompute is Recompute.none else tokens * whole) + UNSLOTH_WORKING
-        return Need(frozen, adapter, tokens * (layers * kept + 2 * h), working, 0.0, recompute, copies)
+        return Need(frozen, adapter, tokens * (layers * kept + 2 * h), working, recompute, copies)
     lighter = kept_bytes(shape, base, lighter_than(recompute)) if spared else kept
     activations = tokens * ((layers - spared) * kept + spared * lighter + 2 * h)
     gradients = tokens * (2 * i + (2 if base.fp8 else 4) * i + 6 * h)
     working = tokens * (whole - lighter) + max(gradients, LOGIT_ROWS * shape.vocab_size * 2 + tokens * 2 * h)
     # the spared layers' activations are gone before the first of the others is computed again
     working = max(working, tokens * (whole - kept - spared * lighter) + gradients)
-    fragmentation = FRAGMENTATION[recompute] * tokens * 2 * i * 2
-    return Need(frozen, adapter, activations, working, fragmentation, recompute, copies, spared)
+    return Need(frozen, adapter, activations, working, recompute, copies, spared)
 
 
 def lighter_than(recompute: Recompute) -> Recompute:
