@@ -13,7 +13,7 @@ from support import ROOT
     [
         ("lightning_overhead.py", ["bare", "embedded:tiny"], ["1024", "3"], "RESULT bare 32-true"),
         ("lightning_overhead.py", ["lightning", "embedded:tiny"], ["1024", "3"], "RESULT lightning 32-true"),
-        ("gradient_fidelity.py", ["embedded:tiny"], ["512", "1", "fp8"], "gradient cosine"),
+        ("gradient_fidelity.py", ["embedded:tiny"], ["512", "1", "fast_fp8"], "gradient cosine"),
         ("data_preparation.py", ["ours", "embedded:tiny"], ["1024"], "rows of 1,024"),
     ],
 )

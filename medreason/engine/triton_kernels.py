@@ -31,6 +31,15 @@ def ranks_at_once(rank: int) -> int:
     return max(16, min(RANKS, power_of_two(rank)))
 
 
+def stages(wanted: int, tile_bytes: int, device: torch.device) -> int:
+    """Tiles that a program has on their way at once: as many as were fastest on an H100, where there is room for them.
+
+    A multiprocessor of an H100 shares 227 KiB, of an A100 163, of an RTX 3090, 4090 or 5090 or an L4 99.
+    """
+    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 2**20
+    return max(1, min(wanted, int(0.9 * room) // tile_bytes))  # a tenth for what the compiler adds
+
+
 def empty_rows(tokens: int, width: int, like: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
     """Values, and scales where they are wanted (else a tensor that is not looked at)."""
     values = torch.empty(tokens, width, dtype=E4M3 if fp8 else like.dtype, device=like.device)
@@ -307,9 +316,11 @@ def narrow(x: Rows, weight: Tensor, factor: float = 1.0) -> Tensor:
     out = torch.empty(tokens, rank, dtype=weight.dtype, device=weight.device)
     ranks = ranks_at_once(rank)
     block = 32 if ranks == 16 else 64
+    tile = 256 * (block + 2 * ranks)
     narrow_kernel[(triton.cdiv(tokens, block), triton.cdiv(rank, ranks))](
         x.values, x.scale, weight, out, tokens, width, rank, x.values.stride(0), *weight.stride(), factor,
-        TOKENS=block, WIDTH=256, RANK=ranks, num_warps=4, num_stages=5 if ranks <= 32 else 3,
+        TOKENS=block, WIDTH=256, RANK=ranks, num_warps=4,
+        num_stages=stages(5 if ranks <= 32 else 3, tile, weight.device),
     )  # fmt: skip
     return out
 
@@ -342,11 +353,12 @@ def summed_outer(x: Rows, few: Tensor) -> Tensor:
     ranks = ranks_at_once(rank)
     block = 256 if ranks <= 32 else 128
     share = triton.cdiv(triton.cdiv(tokens, SHARES), 64) * 64
+    tile = 64 * (block + 2 * ranks)
     # shares are added up afterwards, not by atomics: the same numbers at each repetition
     out = torch.empty(SHARES, rank, width, dtype=torch.float32, device=few.device)
     summed_outer_kernel[(triton.cdiv(width, block), SHARES, triton.cdiv(rank, ranks))](
         x.values, x.scale, few, out, tokens, width, rank, x.values.stride(0), few.stride(0), share,
-        TOKENS=64, WIDTH=block, RANK=ranks, num_warps=4, num_stages=3,
+        TOKENS=64, WIDTH=block, RANK=ranks, num_warps=4, num_stages=stages(3, tile, few.device),
     )  # fmt: skip
     return out.sum(0)
 

@@ -133,6 +133,28 @@ def test_adapters_products(tokens: int, rank: int) -> None:
     assert_twins("add_product", y, few, random(160, rank, dtype=ADAPTER).t(), random(tokens, 160, dtype=ADAPTER))
 
 
+@pytest.mark.parametrize("kib", [99, 163, 227])  # of an RTX 4090 or an L4, an A100, an H100
+@pytest.mark.parametrize("rank", [16, 32, 64, 200])
+def test_adapters_products_have_room_on_smaller_gpus(kib: int, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    chosen = triton_kernels.stages
+    room = type("Properties", (), {"shared_memory_per_block_optin": kib * 1024})
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda device: room)
+
+    def noted(wanted: int, tile_bytes: int, device: torch.device) -> int:
+        found = chosen(wanted, tile_bytes, torch.device("cuda", 0))
+        asked.append((found, tile_bytes))
+        return found
+
+    monkeypatch.setattr(triton_kernels, "stages", noted)
+    held = quantise(random(70, 160))
+    assert_twins("narrow", held, random(rank, 160, dtype=ADAPTER), 0.5)
+    assert_twins("summed_outer", held, random(70, rank, dtype=ADAPTER))
+    assert len(asked) == 2 and all(found * tile <= kib * 1024 for found, tile in asked), asked
+    if kib == 227 and rank <= 32:
+        assert asked[0][0] == 5, "an H100 has room for what was fastest there"
+
+
 def test_frozen_weights_transposed() -> None:
     weight = random(144, 272, dtype=torch.float32)
     assert_twins("transposed", quantise_frozen(weight), scales_of_two(weight.t()))
