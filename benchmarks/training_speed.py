@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 FOUR = ["model.engine=fast", "model.precision=nf4"]
 BF16 = "model.compute_dtype=bf16"  # what a GPU before Ada can do
-SHORT = ["data.row_tokens=4096", "optim=adamw_8bit"]
+SHORT = ["data.row_tokens=6144"]
 ENGINES = {
     "fast_8gib": [*FOUR, *SHORT, "trainer.memory_gib=8"],
     "fast_10gib": [*FOUR, "trainer.memory_gib=10"],

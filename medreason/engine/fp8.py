@@ -23,6 +23,10 @@ class Rows(NamedTuple):
     values: Tensor
     scale: Tensor | None
 
+    def left(self, columns: int) -> "Rows":
+        """The first columns."""
+        return Rows(self.values[:, :columns], self.scale)
+
     def dense(self) -> Tensor:
         """The matrix itself, float32 where it was scaled."""
         return self.values if self.scale is None else self.values.float() * self.scale
@@ -37,16 +41,28 @@ def quantise(matrix: Tensor) -> Rows:
 
 
 def scales_of_two(matrix: Tensor) -> Tensor:
-    """For each row the power of two that scales its largest number to between 224 and 448: (rows, 1) float32."""
+    """For each row the power of two that scales its largest number to between 224 and 448: (rows, 1) float32.
+
+    None is below a 32nd of the largest of them, so that what stands beside the numbers of a row (kernels.write_tail)
+    has room under every row's scale: rows so small lose their smallest numbers.
+    """
     largest = matrix.abs().amax(-1, keepdim=True).float()
-    _, exponent = torch.frexp(torch.where(largest > 0, largest, LARGEST) / LARGEST)
-    return torch.ldexp(torch.ones_like(largest), exponent)
+    most = largest.amax()
+    largest = torch.where(largest > 0, largest, torch.where(most > 0, most, LARGEST))
+    _, exponent = torch.frexp(largest / LARGEST)
+    scale = torch.ldexp(torch.ones_like(largest), exponent)
+    return torch.maximum(scale, scale.amax() / 32)
 
 
-def quantise_frozen(matrix: Tensor) -> Rows:
-    """Rows in E4M3 under powers of two: transposed under others such, numbers keep their bits but for the smallest."""
-    scale = scales_of_two(matrix)
-    return Rows((matrix.float() / scale).contiguous().to(E4M3), scale)
+def quantise_frozen(matrix: Tensor, room: int = 0) -> Rows:
+    """Rows in E4M3 under powers of two: transposed under others such, numbers keep their bits but for the smallest.
+
+    `room` are columns after them that stay unwritten.
+    """
+    scale, (height, width) = scales_of_two(matrix), matrix.shape
+    values = torch.empty(height, width + room, dtype=E4M3, device=matrix.device)
+    values[:, :width] = (matrix.float() / scale).to(E4M3)
+    return Rows(values, scale)
 
 
 def product(left: Rows, right: Rows, dtype: torch.dtype) -> Tensor:

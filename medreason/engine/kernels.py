@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from medreason.engine.fp8 import Rows, quantise
+from medreason.engine.fp8 import E4M3, LARGEST, Rows, quantise
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,9 +24,12 @@ def on_gpu(plain: Function) -> Function:
             return plain(first, *more, **settings)
         from medreason.engine import triton_kernels
 
+        kernel = getattr(triton_kernels, plain.__name__)
+        if tensor.device.index == torch.cuda.current_device():
+            return kernel(first, *more, **settings)
         # Triton launches on the current device, whichever device its tensors are on
         with torch.cuda.device(tensor.device):
-            return getattr(triton_kernels, plain.__name__)(first, *more, **settings)
+            return kernel(first, *more, **settings)
 
     choose.__name__, choose.__doc__ = plain.__name__, plain.__doc__
     return choose  # type: ignore[return-value]
@@ -117,23 +120,71 @@ def add_product(y: Tensor, few: Tensor, weight: Tensor, other: Tensor | None = N
 
 
 @on_gpu
-def transposed(x: Rows, scale: Tensor) -> Rows:
-    """The transposed of scaled rows under given scales, one for each of its own rows."""
-    assert x.scale is not None
-    return Rows((x.dense() / scale.t()).t().contiguous().to(x.values.dtype), scale)
+def transposed(x: Rows, scale: Tensor, room: int = 0) -> Rows:
+    """The transposed of scaled rows under given scales, one for each of its own rows; `room` as in quantise_frozen."""
+    height, width = x.values.shape
+    values = torch.empty(width, height + room, dtype=x.values.dtype, device=scale.device)
+    values[:, :height] = (x.dense() / scale.t()).t().to(values.dtype)
+    return Rows(values, scale)
 
 
 @on_gpu
-def decode_four(packed: Tensor, state: Any, out: Tensor, scale: Tensor | None) -> None:
-    """Fills `out` (rows, columns) with what bitsandbytes holds in four bits, in its type; over `scale` where given.
+def decode_four(packed: Tensor, state: Any, out: Tensor, scale: Tensor | None = None, turned: bool = False) -> None:
+    """Fills `out` (rows, columns) with what bitsandbytes holds in four bits, or with its transposed (`turned`).
 
-    `packed` is uint8, two numbers each, row after row; `state` bitsandbytes' QuantState. Numbers are first rounded to
-    the 16 bits that bitsandbytes makes of them, so that eight bits are those of the matrix that others train on.
+    `packed` is uint8, two numbers each, row after row; `state` bitsandbytes' QuantState. `scale` (rows, 1) divides the
+    rows of `out`. Numbers are first rounded to the 16 bits that bitsandbytes makes of them, so that eight bits are
+    those of the matrix that others train on.
     """
     from bitsandbytes.functional import dequantize_4bit
 
     wide = dequantize_4bit(packed, state)
+    wide = wide.t() if turned else wide
     out.copy_(wide if scale is None else (wide.float() / scale).to(out.dtype))
+
+
+TAIL = 128  # columns beside a matrix in eight bits, a multiple of what a product takes at once
+PARTS = 3  # of an adapter there: high x high, high x low, low x high, which is as exact as 16 bits
+
+# y = x W^T + few U in one product, the adapter as more channels:  [x | few c] [W | U^T / c]^T. c is the power of two
+# that brings the largest of U under the scale of its row of W to just below 448; a row's scale covers x and few c.
+
+
+@on_gpu
+def largest_ratio(update: Tensor, scale: Tensor, out: Tensor) -> None:
+    """Raises `out` (1,), float32, to the largest of update (rows, ranks) beside its row's scale (rows, 1)."""
+    out.copy_(torch.maximum(out, (update.abs().float() / scale).max()))
+
+
+def balance(ratio: Tensor) -> Tensor:
+    """c of `ratio`, what largest_ratio found: (1,) float32."""
+    return torch.where(ratio > 0, torch.exp2(torch.ceil(torch.log2(ratio / LARGEST))), 1.0)
+
+
+def split(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low part in E4M3 of float32 numbers up to 448."""
+    high = numbers.to(E4M3)
+    return high, (numbers - high.float()).to(E4M3)
+
+
+@on_gpu
+def write_tail(update: Tensor, scale: Tensor, ratio: Tensor, out: Tensor) -> None:
+    """Fills `out` (rows, TAIL), the columns beside a frozen weight of these scales, with update (rows, ranks)."""
+    high, low = split(update.float() / (scale * balance(ratio)))
+    tail = torch.cat((high.float(), low.float(), high.float()), 1)
+    out.copy_(torch.nn.functional.pad(tail, (0, TAIL - tail.shape[1])).to(E4M3))
+
+
+@on_gpu
+def cast_with_tail(x: Tensor, few: Tensor, ratio: Tensor) -> Rows:
+    """Rows of x (tokens, width) in E4M3 with few (tokens, ranks) beside them, (tokens, width + TAIL)."""
+    wide, channels = x.float(), few.float() * balance(ratio)
+    largest = torch.maximum(wide.abs().amax(1, keepdim=True), channels.abs().amax(1, keepdim=True))
+    largest = torch.where(largest > 0, largest, LARGEST)
+    high, low = split(channels * (LARGEST / largest))
+    tail = torch.cat((high.float(), high.float(), low.float()), 1)
+    values = torch.cat((wide * (LARGEST / largest), torch.nn.functional.pad(tail, (0, TAIL - tail.shape[1]))), 1)
+    return Rows(values.to(E4M3), largest / LARGEST)
 
 
 @on_gpu

@@ -48,10 +48,20 @@ class Projection:
     Adapters too are one product: all A's one below the other, and the B's along the diagonal of one matrix.
     """
 
-    def __init__(self, owner: nn.Module, names: Sequence[str], how: "How", device: torch.device) -> None:
+    def __init__(
+        self, owner: nn.Module, names: Sequence[str], how: "How", device: torch.device, channels: bool = False
+    ) -> None:
         modules = [getattr(owner, name) for name in names]
         biases = [base_of(module).bias for module in modules]
-        self.weight = Weight(hold(owner, names, how.precision, device), how.fp8, how.copies)
+        ranks = sum(module.r["default"] for module in modules if hasattr(module, "lora_A"))
+        height, width = sum(base_of(module).out_features for module in modules), base_of(modules[0]).in_features
+        # where a product gives far more than it takes, a pass over what it gives costs more than channels do
+        channels = channels and how.fp8 and 0 < kernels.PARTS * ranks <= kernels.TAIL
+        self.tailed = channels and height >= 3 * width
+        self.tailed_back = channels and width >= 3 * height
+        room, turned_room = kernels.TAIL * self.tailed, kernels.TAIL * self.tailed_back
+        self.weight = Weight(hold(owner, names, how.precision, device, room), how.fp8, how.copies, room, turned_room)
+        self.ratios = torch.zeros(2, device=device)  # what balances an adapter's channels, forward and backward
         self.dtype, self.factor = self.weight.dtype, 1.0
         self.bias: Tensor | None = None
         heights = [base_of(module).out_features for module in modules]
@@ -63,8 +73,8 @@ class Projection:
         self.parts: list[tuple[slice, slice]] = []  # of each adapter: columns of the result, its ranks
         self.parameters: list[nn.Parameter] = []  # A and B of each adapter, float32
         start = rank = 0
-        for module, height in zip(modules, heights, strict=True):
-            columns = slice(start, start + height)
+        for module, own in zip(modules, heights, strict=True):
+            columns = slice(start, start + own)
             start = columns.stop
             if hasattr(module, "lora_A"):
                 module.to(device)
@@ -73,7 +83,6 @@ class Projection:
                 self.parameters += [down, up]
                 self.factor, rank = module.scaling["default"], rank + down.shape[0]
         # the adapters as products take them, renewed at each pass
-        height, width = self.weight.shape
         self.down = torch.empty(rank, width, dtype=self.dtype, device=device)
         self.up = torch.zeros(height, rank, dtype=self.dtype, device=device)
 
@@ -81,17 +90,32 @@ class Projection:
         """Where the values of `parameters` go before a pass."""
         return [copy for columns, ranks in self.parts for copy in (self.down[ranks], self.up[columns, ranks])]
 
+    def balance(self) -> None:
+        """Renews `ratios`, which are 0."""
+        if self.tailed and self.weight.scale is not None:
+            kernels.largest_ratio(self.up, self.weight.scale, self.ratios[:1])
+        if self.tailed_back and self.weight.turned_scale is not None:
+            kernels.largest_ratio(self.down.t(), self.weight.turned_scale, self.ratios[1:])
+
     def narrow(self, x: Rows) -> Tensor:
         """What A makes of the rows, times LoRA's factor: (tokens, ranks)."""
         return kernels.narrow(x, self.down, self.factor)
+
+    def taken(self, x: Rows) -> tuple[Rows, Tensor]:
+        """Rows as they are multiplied, and what A makes of them; those that get channels come in 16 bits."""
+        few = self.narrow(x)
+        return (kernels.cast_with_tail(x.values, few, self.ratios[:1]) if self.tailed else x), few
 
     def wide(self, x: Rows, narrow: Tensor, other: Tensor | None = None) -> Tensor:
         """The product with the frozen weight, and what B makes of `narrow`, and the bias or `other`."""
         if self.bias is not None:
             other = self.bias.expand(len(narrow), -1)
-        if self.parts:
+        if self.parts and not self.tailed:
             return with_update(x, self.weight.rows(), narrow, self.up.t(), other, self.dtype)
-        y = product(x, self.weight.rows(), self.dtype)
+        rows = self.weight.rows()
+        if self.tailed:
+            write_tail(self.up, rows, self.ratios[:1])
+        y = product(x, rows, self.dtype)
         return y if other is None else y.add_(other)
 
     def backward(self, grad: Rows, x: Rows, narrow: Tensor, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
@@ -99,10 +123,25 @@ class Projection:
         turned = self.weight.turned() if wanted else None
         if not self.parts:
             return None if turned is None else product(grad, turned, self.dtype), []
+        height, width = self.weight.shape
         narrow_grad = kernels.narrow(grad, self.up.t(), self.factor)
-        up_grad, down_grad = kernels.summed_outer(grad, narrow), kernels.summed_outer(x, narrow_grad)
+        if self.tailed_back:
+            grad = kernels.cast_with_tail(grad.values, narrow_grad, self.ratios[1:])
+        up_grad = kernels.summed_outer(grad.left(height), narrow)
+        down_grad = kernels.summed_outer(x.left(width), narrow_grad)
         grads = [one for columns, ranks in self.parts for one in (down_grad[ranks], up_grad[ranks, columns].t())]
-        return None if turned is None else with_update(grad, turned, narrow_grad, self.down, None, self.dtype), grads
+        if turned is None:
+            return None, grads
+        if not self.tailed_back:
+            return with_update(grad, turned, narrow_grad, self.down, None, self.dtype), grads
+        write_tail(self.down.t(), turned, self.ratios[1:])
+        return product(grad, turned, self.dtype), grads
+
+
+def write_tail(update: Tensor, rows: Rows, ratio: Tensor) -> None:
+    """Writes an adapter's channels beside a frozen weight."""
+    assert rows.scale is not None
+    kernels.write_tail(update, rows.scale, ratio, rows.values[:, -kernels.TAIL :])
 
 
 def with_update(x: Rows, weight: Rows, few: Tensor, update: Tensor, other: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -171,9 +210,11 @@ class Layer:
         ]
         self.qkv = Projection(attention, ("q_proj", "k_proj", "v_proj"), how, device)
         self.o = Projection(attention, ("o_proj",), how, device)
-        self.gate_up = Projection(module.mlp, ("gate_proj", "up_proj"), how, device)
-        self.down = Projection(module.mlp, ("down_proj",), how, device)
+        self.gate_up = Projection(module.mlp, ("gate_proj", "up_proj"), how, device, channels=True)
+        self.down = Projection(module.mlp, ("down_proj",), how, device, channels=True)
         self.projections = (self.qkv, self.o, self.gate_up, self.down)
+        self.cast_at_norm2 = self.fp8 and not self.gate_up.tailed
+        self.cast_below = self.fp8 and not self.down.tailed_back
         self.parameters = [one for projection in self.projections for one in projection.parameters]
 
     def split_heads(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,15 +269,15 @@ class Layer:
             kept.o_narrow = self.o.narrow(kept.o_rows)
         if kept.x2 is None:
             delta = self.o.wide(kept.o_rows, kept.o_narrow)
-            kept.x2, kept.normed2 = kernels.rms_norm(kept.x, self.norm2, self.eps, delta, fp8=self.fp8)
+            kept.x2, kept.normed2 = kernels.rms_norm(kept.x, self.norm2, self.eps, delta, fp8=self.cast_at_norm2)
 
     def gated_unit(self, kept: Kept) -> None:
         """Fills in what is missing from x2 on."""
         assert kept.x2 is not None
         if kept.normed2 is None:
-            _, kept.normed2 = kernels.rms_norm(kept.x2, self.norm2, self.eps, fp8=self.fp8)
+            _, kept.normed2 = kernels.rms_norm(kept.x2, self.norm2, self.eps, fp8=self.cast_at_norm2)
         if kept.gate_up_narrow is None:
-            kept.gate_up_narrow = self.gate_up.narrow(kept.normed2)
+            kept.normed2, kept.gate_up_narrow = self.gate_up.taken(kept.normed2)
         if kept.gate_up is None:
             kept.gate_up = self.gate_up.wide(kept.normed2, kept.gate_up_narrow)
         if kept.activated is None:
@@ -265,7 +306,7 @@ class LayerStep(torch.autograd.Function):
         ctx.kept = None  # torch would hold it until the whole pass is over
         layer.attention(kept, row)
         layer.gated_unit(kept)
-        rows = row.rows_of(grad, layer.fp8)
+        rows = row.rows_of(grad, layer.cast_below)
         activated_grad, down_grads = layer.down.backward(rows, kept.activated, kept.down_narrow)
         kept.activated = None
         rows = kernels.swiglu_backward(activated_grad, kept.gate_up, fp8=layer.fp8)
@@ -285,7 +326,9 @@ class LayerStep(torch.autograd.Function):
         normed_grad, qkv_grads = layer.qkv.backward(rows, kept.normed, kept.qkv_narrow, wanted)
         x_grad = None
         if wanted:
-            x_grad, rows = kernels.rms_norm_backward(normed_grad, kept.x, layer.norm, layer.eps, x2_grad, fp8=layer.fp8)
+            x_grad, rows = kernels.rms_norm_backward(
+                normed_grad, kept.x, layer.norm, layer.eps, x2_grad, fp8=layer.cast_below
+            )
             row.cast.append((x_grad, rows))
         return x_grad, None, None, *qkv_grads, *o_grads, *gate_up_grads, *down_grads
 
@@ -328,8 +371,8 @@ class PackedPass:
         ]
         self.windows = {layer.window for layer in self.layers}
         model.to(device)
-        projections = [projection for layer in self.layers for projection in layer.projections]
-        pairs = [pair for one in projections for pair in zip(one.copies(), one.parameters, strict=True)]
+        self.projections = [projection for layer in self.layers for projection in layer.projections]
+        pairs = [pair for one in self.projections for pair in zip(one.copies(), one.parameters, strict=True)]
         # torch copies a list in one kernel only where all of it is contiguous, which parts of a diagonal are not
         self.renewed = [[pair for pair in pairs if pair[0].is_contiguous() is whole] for whole in (True, False)]
 
@@ -342,6 +385,9 @@ class PackedPass:
         with torch.no_grad():
             for pairs in self.renewed:
                 torch._foreach_copy_([copy for copy, _ in pairs], [value for _, value in pairs])
+            torch._foreach_zero_([projection.ratios for projection in self.projections])
+            for projection in self.projections:
+                projection.balance()
             x = decoder.embed_tokens(input_ids)
             cos, sin = (one[0].contiguous() for one in decoder.rotary_emb(x[None], position_ids[None]))
         documents = {window: Documents.of(lengths, window, x.device) for window in self.windows}

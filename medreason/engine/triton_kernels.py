@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from medreason.engine.fp8 import E4M3, LARGEST, Rows
+from medreason.engine.kernels import TAIL
 
 WIDE = 8192  # columns that one pass of a row's program holds at once
 RANKS = 64  # of an adapter, that one program multiplies at once
@@ -36,7 +37,9 @@ def stages(wanted: int, tile_bytes: int, device: torch.device) -> int:
 
     A multiprocessor of an H100 shares 227 KiB, of an A100 163, of an RTX 3090, 4090 or 5090 or an L4 99.
     """
-    room = torch.cuda.get_device_properties(device).shared_memory_per_block_optin if device.type == "cuda" else 2**20
+    if device.type != "cuda":
+        return wanted
+    room: int = torch.cuda.get_device_properties(device).shared_memory_per_block_optin  # type: ignore[attr-defined]
     return max(1, min(wanted, int(0.9 * room) // tile_bytes))  # a tenth for what the compiler adds
 
 
@@ -401,71 +404,178 @@ def add_product(y: Tensor, few: Tensor, weight: Tensor, other: Tensor | None = N
 
 
 @triton.jit
-def transposed_kernel(x, x_scale, out, out_scale, height, width, TALL: tl.constexpr, WIDTH: tl.constexpr):
+def transposed_kernel(
+    x, x_scale, out, out_scale, height, width, stride, out_stride, TALL: tl.constexpr, WIDTH: tl.constexpr
+):
     row = tl.program_id(1).to(tl.int64) * TALL + tl.arange(0, TALL)
     column = tl.program_id(0).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     mask = (row < height)[:, None] & (column < width)
-    values = tl.load(x + row[:, None] * width + column, mask=mask, other=0.0).to(tl.float32)
+    values = tl.load(x + row[:, None] * stride + column, mask=mask, other=0.0).to(tl.float32)
     values = values * tl.load(x_scale + row, mask=row < height, other=0.0)[:, None]
     values = values / tl.load(out_scale + column, mask=column < width, other=1.0)
     values = tl.trans(values.to(out.dtype.element_ty))
-    at = out + column[:, None] * height + row
+    at = out + column[:, None] * out_stride + row
     tl.store(at, values, mask=(column < width)[:, None] & (row < height))
 
 
-def transposed(x: Rows, scale: Tensor) -> Rows:
+def transposed(x: Rows, scale: Tensor, room: int = 0) -> Rows:
     height, width = x.values.shape
-    values = torch.empty(width, height, dtype=E4M3, device=scale.device)
+    values = torch.empty(width, height + room, dtype=E4M3, device=scale.device)
     transposed_kernel[(triton.cdiv(width, 128), triton.cdiv(height, 128))](
-        x.values, x.scale, values, scale, height, width, TALL=128, WIDTH=128, num_warps=8
+        x.values,
+        x.scale,
+        values,
+        scale,
+        height,
+        width,
+        x.values.stride(0),
+        values.stride(0),
+        TALL=128,
+        WIDTH=128,
+        num_warps=8,
     )
     return Rows(values, scale)
 
 
 @triton.jit
 def decode_four_kernel(
-    packed, levels, absmax, absmax_levels, absmax_scale, offset, scale, out, width,
+    packed, levels, absmax, absmax_levels, absmax_scale, offset, scale, out, height, pairs, out_stride,
     WIDE: tl.constexpr, BLOCK: tl.constexpr, ABSMAX_BLOCK: tl.constexpr, NESTED: tl.constexpr, SCALED: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    TURNED: tl.constexpr, TALL: tl.constexpr, PAIRS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    factor = 1.0
-    if SCALED:
-        factor = 1.0 / tl.load(scale + row)  # of a power of two: exact
-    for start in range(0, width, COLUMNS):
-        columns = start + tl.arange(0, COLUMNS)
-        mask = columns < width
-        at = row * width + columns
-        pair = tl.load(packed + at // 2, mask=mask, other=0)
-        level = tl.where(at % 2 == 0, pair >> 4, pair & 15)
-        block = at // BLOCK
-        if NESTED:  # the blocks' scales are held in eight bits themselves (Dettmers et al. 2023)
-            held = tl.load(absmax + block, mask=mask, other=0).to(tl.int32)
-            largest = tl.load(absmax_levels + held) * tl.load(
-                absmax_scale + block // ABSMAX_BLOCK, mask=mask, other=0.0
-            )
-            largest = largest + tl.load(offset)
+    row = tl.program_id(1).to(tl.int64) * TALL + tl.arange(0, TALL)
+    pair = tl.program_id(0) * PAIRS + tl.arange(0, PAIRS)
+    mask = (row < height)[:, None] & (pair < pairs)
+    at = row[:, None] * pairs + pair
+    byte = tl.load(packed + at, mask=mask, other=0).to(tl.int32)
+    block = at // (BLOCK // 2)
+    if NESTED:  # the blocks' scales are held in eight bits themselves (Dettmers et al. 2023)
+        largest = tl.load(absmax_levels + tl.load(absmax + block, mask=mask, other=0).to(tl.int32))
+        largest = largest * tl.load(absmax_scale + block // ABSMAX_BLOCK, mask=mask, other=0.0) + tl.load(offset)
+    else:
+        largest = tl.load(absmax + block, mask=mask, other=0.0)
+    first = (tl.load(levels + (byte >> 4)) * largest).to(WIDE)
+    second = (tl.load(levels + (byte & 15)) * largest).to(WIDE)
+    values = tl.interleave(first, second)
+    column = tl.program_id(0) * (2 * PAIRS) + tl.arange(0, 2 * PAIRS)
+    there = (row < height)[:, None] & (column < 2 * pairs)
+    if SCALED:  # by a power of two: exact
+        if TURNED:
+            factor = 1.0 / tl.load(scale + column, mask=column < 2 * pairs, other=1.0)
+            values = (values.to(tl.float32) * factor).to(out.dtype.element_ty)
         else:
-            largest = tl.load(absmax + block, mask=mask, other=0.0)
-        value = (tl.load(levels + level.to(tl.int32)) * largest).to(WIDE)
-        if SCALED:
-            value = value.to(tl.float32) * factor
-        tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+            factor = 1.0 / tl.load(scale + row, mask=row < height, other=1.0)
+            values = (values.to(tl.float32) * factor[:, None]).to(out.dtype.element_ty)
+    if TURNED:
+        tl.store(out + column[:, None] * out_stride + row, tl.trans(values), mask=tl.trans(there))
+    else:
+        tl.store(out + row[:, None] * out_stride + column, values, mask=there)
 
 
 WIDES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
 
 
-def decode_four(packed: Tensor, state, out: Tensor, scale: Tensor | None) -> None:
-    nested = state.nested
+def decode_four(packed: Tensor, state, out: Tensor, scale: Tensor | None = None, turned: bool = False) -> None:
+    height, width = state.shape
     absmax_levels, absmax_scale, offset, block = (
-        (state.state2.code, state.state2.absmax, state.offset, state.state2.blocksize) if nested else (out, out, out, 1)
+        (state.state2.code, state.state2.absmax, state.offset, state.state2.blocksize)
+        if state.nested
+        else (out, out, out, 1)
     )
-    decode_four_kernel[(len(out),)](
+    tall, pairs, warps_each = (128, 64, 8) if turned else (4, 512, 4)
+    decode_four_kernel[(triton.cdiv(width // 2, pairs), triton.cdiv(height, tall))](
         packed, state.code, state.absmax, absmax_levels, absmax_scale, offset, out if scale is None else scale, out,
-        out.shape[1], WIDE=WIDES[state.dtype], BLOCK=state.blocksize, ABSMAX_BLOCK=block, NESTED=nested,
-        SCALED=scale is not None, COLUMNS=2048, num_warps=4,
+        height, width // 2, out.stride(0), WIDE=WIDES[state.dtype], BLOCK=state.blocksize, ABSMAX_BLOCK=block,
+        NESTED=state.nested, SCALED=scale is not None, TURNED=turned, TALL=tall, PAIRS=pairs, num_warps=warps_each,
     )  # fmt: skip
+
+
+@triton.jit
+def largest_ratio_kernel(
+    update, scale, out, height, rank, row_stride, rank_stride, TALL: tl.constexpr, RANK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64) * TALL + tl.arange(0, TALL)
+    ranks = tl.arange(0, RANK)
+    mask = (row < height)[:, None] & (ranks < rank)
+    values = tl.load(update + row[:, None] * row_stride + ranks * rank_stride, mask=mask, other=0.0).to(tl.float32)
+    values = tl.abs(values) / tl.load(scale + row, mask=row < height, other=1.0)[:, None]
+    # of numbers that are not negative the bits are in their order
+    tl.atomic_max(out, tl.max(values).to(tl.int32, bitcast=True))
+
+
+def largest_ratio(update: Tensor, scale: Tensor, out: Tensor) -> None:
+    height, rank = update.shape
+    largest_ratio_kernel[(triton.cdiv(height, 128),)](
+        update, scale, out.view(torch.int32), height, rank, *update.stride(), TALL=128, RANK=power_of_two(rank)
+    )
+
+
+@triton.jit
+def balance(ratio, LARGEST: tl.constexpr):
+    found = tl.load(ratio)
+    return tl.where(found > 0, tl.exp2(tl.ceil(tl.log2(found / LARGEST))), 1.0)
+
+
+@triton.jit
+def write_tail_kernel(
+    update, scale, ratio, out, height, rank, row_stride, rank_stride, out_stride,
+    TALL: tl.constexpr, WIDTH: tl.constexpr, LARGEST: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * TALL + tl.arange(0, TALL)
+    column = tl.arange(0, WIDTH)
+    part, ranks = column // rank, column % rank
+    mask = (row < height)[:, None] & (part < 3)
+    values = tl.load(update + row[:, None] * row_stride + ranks * rank_stride, mask=mask, other=0.0).to(tl.float32)
+    held = tl.load(scale + row, mask=row < height, other=1.0) * balance(ratio, LARGEST)
+    values = values / held[:, None]
+    high = values.to(out.dtype.element_ty)
+    low = values - high.to(tl.float32)
+    values = tl.where(part == 1, low, high.to(tl.float32))  # columns beyond the parts are 0
+    tl.store(out + row[:, None] * out_stride + column, values.to(out.dtype.element_ty), mask=(row < height)[:, None])
+
+
+def write_tail(update: Tensor, scale: Tensor, ratio: Tensor, out: Tensor) -> None:
+    height, rank = update.shape
+    write_tail_kernel[(triton.cdiv(height, 32),)](
+        update, scale, ratio, out, height, rank, *update.stride(), out.stride(0),
+        TALL=32, WIDTH=out.shape[1], LARGEST=LARGEST, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def cast_with_tail_kernel(
+    x, few, ratio, out, scale, width, rank, stride, few_stride,
+    BLOCK: tl.constexpr, TAIL: tl.constexpr, LARGEST: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    mask = columns < width
+    values = tl.load(x + row * stride + columns, mask=mask, other=0.0).to(tl.float32)
+    tail = tl.arange(0, TAIL)
+    part = tail // rank
+    channels = tl.load(few + row * few_stride + tail % rank, mask=part < 3, other=0.0).to(tl.float32)
+    channels = channels * balance(ratio, LARGEST)
+    largest = tl.maximum(tl.max(tl.abs(values)), tl.max(tl.abs(channels)))
+    largest = tl.where(largest > 0, largest, LARGEST)
+    tl.store(scale + row, largest / LARGEST)
+    factor = LARGEST / largest
+    out += row * (width + TAIL)
+    tl.store(out + columns, (values * factor).to(out.dtype.element_ty), mask=mask)
+    high = (channels * factor).to(out.dtype.element_ty)
+    low = channels * factor - high.to(tl.float32)
+    tl.store(out + width + tail, tl.where(part == 2, low, high.to(tl.float32)).to(out.dtype.element_ty))
+
+
+def cast_with_tail(x: Tensor, few: Tensor, ratio: Tensor) -> Rows:
+    tokens, width = x.shape
+    x = x if x.stride(1) == 1 else x.contiguous()
+    values, scale = empty_rows(tokens, width + TAIL, x, True)
+    block = power_of_two(width)
+    cast_with_tail_kernel[(tokens,)](
+        x, few, ratio, values, scale, width, few.shape[1], x.stride(0), few.stride(0),
+        BLOCK=block, TAIL=TAIL, LARGEST=LARGEST, num_warps=warps(block),
+    )  # fmt: skip
+    return Rows(values, scale)
 
 
 @triton.jit

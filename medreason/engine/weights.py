@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from medreason.config import Precision
 from medreason.engine import kernels
-from medreason.engine.fp8 import Rows, product, quantise, quantise_frozen, scales_of_two
+from medreason.engine.fp8 import E4M3, Rows, product, quantise, quantise_frozen, scales_of_two
 
 
 class Held(Protocol):
@@ -28,8 +28,11 @@ class Held(Protocol):
     def wide(self) -> Tensor:
         """In 16 or 32 bits."""
 
-    def eight(self) -> Rows:
-        """In E4M3, a power of two for each row."""
+    def eight(self, room: int) -> Rows:
+        """In E4M3, a power of two for each row; `room` are unwritten columns after the matrix's."""
+
+    def turned(self, scale: Tensor, room: int) -> Rows:
+        """The same transposed, under given scales (in, 1)."""
 
 
 class InSixteen:
@@ -46,19 +49,26 @@ class InSixteen:
     def wide(self) -> Tensor:
         return self.weight
 
-    def eight(self) -> Rows:
-        return quantise_frozen(self.weight)
+    def eight(self, room: int) -> Rows:
+        return quantise_frozen(self.weight, room)
+
+    def turned(self, scale: Tensor, room: int) -> Rows:
+        height, width = self.weight.shape
+        values = torch.empty(width, height + room, dtype=E4M3, device=scale.device)
+        values[:, :height] = (self.weight.t().float() / scale).to(E4M3)
+        return Rows(values, scale)
 
 
 class InEight:
     """The same in E4M3. Replaces each layer in its `owner` by one that multiplies in eight bits."""
 
-    def __init__(self, owner: nn.Module, names: Sequence[str], device: torch.device) -> None:
+    def __init__(self, owner: nn.Module, names: Sequence[str], device: torch.device, room: int) -> None:
         layers = [getattr(owner, name) for name in names]
         weights = [frozen_weight(layer).detach() for layer in layers]
         self.dtype = weights[0].dtype
-        self.rows = quantise_frozen(torch.cat([one.to(device) for one in weights]))
-        values, scale = self.rows
+        self.width = weights[0].shape[1]
+        self.rows = quantise_frozen(torch.cat([one.to(device) for one in weights]), room)
+        values, scale = self.rows.left(self.width)
         assert scale is not None
         start = 0
         for name, layer, own in zip(names, layers, weights, strict=True):
@@ -72,10 +82,14 @@ class InEight:
 
     def wide(self) -> Tensor:
         assert self.rows.scale is not None
-        return self.rows.values.to(self.dtype).mul_(self.rows.scale.to(self.dtype))  # powers of two: nothing is rounded
+        wide = self.rows.left(self.width).values.to(self.dtype)
+        return wide.mul_(self.rows.scale.to(self.dtype))  # powers of two: nothing is rounded
 
-    def eight(self) -> Rows:
+    def eight(self, room: int) -> Rows:
         return self.rows
+
+    def turned(self, scale: Tensor, room: int) -> Rows:
+        return kernels.transposed(self.rows.left(self.width), scale, room)
 
 
 class InFour:
@@ -85,68 +99,88 @@ class InFour:
         self.layers = [base_of(layer) for layer in layers]
         for layer in self.layers:
             layer.support_avx512bf16_for_cpu = False  # else an answer written on a CPU reorders the weight's bits
+        self.shapes = [layer.weight.quant_state.shape for layer in self.layers]
         self.scale: Tensor | None = None
 
     def wide(self) -> Tensor:
-        return self.decoded(self.layers[0].weight.quant_state.dtype, None)
-
-    def eight(self) -> Rows:
-        if self.scale is None:
-            self.scale = scales_of_two(self.wide())
-        return Rows(self.decoded(torch.float8_e4m3fn, self.scale), self.scale)
-
-    def decoded(self, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
-        weights = [layer.weight for layer in self.layers]
-        heights = [one.quant_state.shape[0] for one in weights]
-        out = torch.empty(
-            sum(heights), weights[0].quant_state.shape[1], dtype=dtype, device=weights[0].device
-        )  # fmt: skip
-        scales = [None] * len(weights) if scale is None else torch.split(scale, heights)
-        for one, part, own in zip(weights, torch.split(out, heights), scales, strict=True):
-            kernels.decode_four(one.data, one.quant_state, part, own)
+        weight = self.layers[0].weight
+        out = torch.empty(*self.shape, dtype=weight.quant_state.dtype, device=weight.device)
+        for layer, part in zip(self.layers, self.parts_of(out, 0), strict=True):
+            kernels.decode_four(layer.weight.data, layer.weight.quant_state, part)
         return out
 
+    def eight(self, room: int) -> Rows:
+        if self.scale is None:
+            self.scale = scales_of_two(self.wide())
+        height, width = self.shape
+        values = torch.empty(height, width + room, dtype=E4M3, device=self.scale.device)
+        parts = zip(self.layers, self.parts_of(values[:, :width], 0), self.parts_of(self.scale, 0), strict=True)
+        for layer, part, scale in parts:
+            kernels.decode_four(layer.weight.data, layer.weight.quant_state, part, scale)
+        return Rows(values, self.scale)
 
-def hold(owner: nn.Module, names: Sequence[str], precision: Precision, device: torch.device) -> Held:
-    """The weights of the linear layers of these names, as `precision` says; in nf4 they come so from the loader."""
+    def turned(self, scale: Tensor, room: int) -> Rows:
+        height, width = self.shape
+        values = torch.empty(width, height + room, dtype=E4M3, device=scale.device)
+        for layer, part in zip(self.layers, self.parts_of(values[:, :height], 1), strict=True):
+            kernels.decode_four(layer.weight.data, layer.weight.quant_state, part, scale, turned=True)
+        return Rows(values, scale)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return sum(height for height, _ in self.shapes), self.shapes[0][1]
+
+    def parts_of(self, matrix: Tensor, dim: int) -> Sequence[Tensor]:
+        """The part of each layer."""
+        return torch.split(matrix, [height for height, _ in self.shapes], dim)
+
+
+def hold(owner: nn.Module, names: Sequence[str], precision: Precision, device: torch.device, room: int) -> Held:
+    """The weights of the linear layers of these names, as `precision` says; in nf4 they come so from the loader.
+
+    Where they are held as they are multiplied, `room` columns are held beside them.
+    """
     layers = [getattr(owner, name) for name in names]
     if precision is Precision.nf4:
         for layer in layers:
             layer.to(device)
         return InFour(layers)
-    return InEight(owner, names, device) if precision is Precision.fp8 else InSixteen(layers, device)
+    return InEight(owner, names, device, room) if precision is Precision.fp8 else InSixteen(layers, device)
 
 
 class Weight:
     """Rows of a held matrix for products in eight bits (`fp8`) or 16.
 
     `copies` of what is multiplied are kept: 0 makes both directions anew for each product, 1 keeps the forward one, 2
-    keeps both. It changes memory and time, no number.
+    keeps both. It changes memory and time, no number. `room` and `turned_room` are columns that rows in eight bits have
+    after the matrix's own, one way and the other; what stands there is the caller's.
     """
 
-    def __init__(self, held: Held, fp8: bool, copies: int) -> None:
-        self.held, self.fp8 = held, fp8
+    def __init__(self, held: Held, fp8: bool, copies: int, room: int = 0, turned_room: int = 0) -> None:
+        self.held, self.fp8, self.room, self.turned_room = held, fp8, room, turned_room
         wide = held.wide()
         self.shape, self.dtype = wide.shape, wide.dtype
         self.turned_scale = scales_of_two(wide.t()) if fp8 else None
         del wide
+        made = self.made()
+        self.scale = made.scale
+        self.kept = made if copies >= 1 else None
         self.kept_turned: Rows | None = None
-        self.kept = self.made() if copies >= 1 else None
         if fp8 and copies >= 2:
             self.kept_turned = self.turned()
 
     def made(self) -> Rows:
-        return self.held.eight() if self.fp8 else Rows(self.held.wide(), None)
+        return self.held.eight(self.room) if self.fp8 else Rows(self.held.wide(), None)
 
     def rows(self) -> Rows:
-        """(out, in), for the forward pass."""
+        """(out, in + room), for the forward pass."""
         return self.kept or self.made()
 
     def turned(self) -> Rows:
-        """(in, out), for the backward pass."""
+        """(in, out + turned_room), for the backward pass."""
         if self.turned_scale is None:
             return Rows(self.rows().values.t(), None)
-        return self.kept_turned or kernels.transposed(self.rows(), self.turned_scale)
+        return self.kept_turned or self.held.turned(self.turned_scale, self.turned_room)
 
 
 class FrozenLinear(nn.Module):

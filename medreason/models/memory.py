@@ -56,6 +56,7 @@ SPEED = {
     ("nf4", Recompute.none): 0.37, ("nf4", Recompute.unsloth): 0.26,
     ("half", Recompute.none): 0.38,
 }  # fmt: skip
+CHANNELS = 128  # columns beside gate's and up's rows, and beside down's transposed ones (TAIL of engine/kernels.py)
 MAKING = 0.025  # of a step's time, for each copy of the weights that is made anew
 
 
@@ -134,7 +135,8 @@ def held_bytes(shape: Shape, base: Base, copies: int) -> float:
     size = 1 if base.fp8 else 2  # of a number as it is multiplied
     kept = copies - (base.precision is Precision.fp8 and base.fp8)
     made = max(base.copies) - copies
-    return linears * (held + kept * size) + made * largest * size
+    beside = CHANNELS * shape.num_hidden_layers * i * (2 * (copies > 0) + (copies > 1)) if base.fp8 else 0
+    return linears * (held + kept * size) + made * largest * size + beside
 
 
 def layer_bytes(shape: Shape, base: Base) -> int:
@@ -190,9 +192,9 @@ def choose(
     cures = []
     if recompute is not Recompute.auto and fits(needs(base, Recompute.auto, tokens), free):
         cures.append("trainer.recompute=auto")
-    for part in (2, 4, 8):
-        if fits(needs(base, recompute, tokens // part), free):
-            cures.append(f"rows of {tokens // part:,} tokens (data.row_tokens)")
+    for eighths in range(7, 0, -1):
+        if fits(needs(base, recompute, tokens * eighths // 8), free):
+            cures.append(f"rows of {tokens * eighths // 8:,} tokens (data.row_tokens)")
             break
     if algorithm is Algorithm.adamw and fits(needs(base, recompute, tokens, Algorithm.adamw_8bit), free):
         cures.append("optim=adamw_8bit")

@@ -168,12 +168,37 @@ def test_four_bits_are_decoded_as_bitsandbytes_does(height: int, width: int, nes
     packed, state = quantize_4bit(random(height, width), quant_type="nf4", compress_statistics=nested)
     wide = dequantize_4bit(packed, state)
     found = torch.empty_like(wide)
-    triton_kernels.decode_four(packed, state, found, None)
+    triton_kernels.decode_four(packed, state, found)
     assert torch.equal(found, wide)
-    scale = scales_of_two(wide)
-    eight = torch.empty(height, width, dtype=torch.float8_e4m3fn, device=DEVICE)
-    triton_kernels.decode_four(packed, state, eight, scale)
-    assert torch.equal(eight.float(), (wide.float() / scale).to(torch.float8_e4m3fn).float())
+    for matrix, turned in ((wide, False), (wide.t(), True)):
+        scale = scales_of_two(matrix)
+        wider = torch.zeros(len(matrix), matrix.shape[1] + 40, dtype=torch.float8_e4m3fn, device=DEVICE)
+        part = wider[:, 8 : 8 + matrix.shape[1]]  # as one of several layers has it
+        triton_kernels.decode_four(packed, state, part, scale, turned=turned)
+        assert torch.equal(part.float(), (matrix.float() / scale).to(torch.float8_e4m3fn).float())
+        assert not wider[:, :8].float().any() and not wider[:, 8 + matrix.shape[1] :].float().any()
+
+
+@pytest.mark.parametrize("rank", [3, 16, 32, 42])
+@pytest.mark.parametrize("size", [0.0, 1e-4, 3.0])  # B at the start, after a step, and far away
+def test_an_adapter_is_written_as_channels(rank: int, size: float) -> None:
+    x, few, update = random(9, 200), random(9, rank), random(70, rank) * size
+    weight = quantise_frozen(random(70, 200, dtype=torch.float32) * torch.rand(70, 1).to(DEVICE))
+    ratio = torch.zeros(1, device=DEVICE)
+    triton_kernels.largest_ratio(update, weight.scale, ratio)
+    plain = torch.zeros(1)
+    kernels.largest_ratio(update.cpu(), weight.scale.cpu(), plain)
+    assert torch.allclose(ratio.cpu(), plain)
+    rows, wanted = triton_kernels.cast_with_tail(x, few, ratio), kernels.cast_with_tail(x.cpu(), few.cpu(), plain)
+    assert torch.allclose(rows.dense().cpu(), wanted.dense(), rtol=0.13, atol=1e-3 * wanted.dense().max().item())
+    found, held = torch.empty(2, 70, kernels.TAIL, device=DEVICE).to(torch.float8_e4m3fn)
+    triton_kernels.write_tail(update, weight.scale, ratio, found)
+    kernels.write_tail(update.cpu(), weight.scale.cpu(), plain, cpu := held.cpu())
+    assert torch.equal(found.cpu().float(), cpu.float())
+    # and together they are the adapter's product, nearly as exact as in 16 bits
+    product = rows.dense()[:, 200:] @ (found.float() * weight.scale).t()
+    exact = few.float() @ update.float().t()
+    assert (product - exact).norm() <= 0.006 * exact.norm()
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="attention's kernels are not Triton's: they need a GPU")

@@ -144,6 +144,32 @@ def test_what_is_recomputed_is_what_was_kept(batch: PackedBatch, fp8: bool, reco
     assert all(torch.equal(kept[1][name], grad) for name, grad in again[1].items())
 
 
+@pytest.mark.parametrize("size", [1e-4, 0.02, 0.2])  # of B: after a step, later, and where it outweighs W
+def test_an_adapter_beside_the_weight_gives_what_one_added_to_the_result_does(
+    batch: PackedBatch, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for tail in (kernels.TAIL, 0):  # with no columns it is added
+        with monkeypatch.context() as patched:
+            patched.setattr(kernels, "TAIL", tail)
+            model = tiny(True, intermediate_size=256)
+            layer = model.packed.layers[0]
+            assert layer.gate_up.tailed is layer.down.tailed_back is bool(tail)
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.data *= size / 0.05
+            found.append(pass_over(model, batch))
+    exact = tiny(intermediate_size=256)
+    for name, parameter in exact.named_parameters():
+        if "lora_B" in name:
+            parameter.data *= size / 0.05
+    wanted = pass_over(exact, batch)
+    beside, added = found
+    assert beside[0] == pytest.approx(added[0], rel=2e-3)
+    assert cosine(beside[1], wanted[1]) > cosine(added[1], wanted[1]) - 2e-3
+    assert cosine(beside[1], added[1]) > 0.995
+
+
 @pytest.mark.parametrize("recompute", [Recompute.selective, Recompute.full])
 def test_last_layers_may_recompute_less(batch: PackedBatch, recompute: Recompute) -> None:
     model = tiny(True, recompute, spared=1)
