@@ -27,9 +27,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 FOUR = ["model.engine=fast", "model.precision=nf4"]
 BF16 = "model.compute_dtype=bf16"  # what a GPU before Ada can do
-SHORT = ["data.row_tokens=6144"]
 ENGINES = {
-    "fast_8gib": [*FOUR, *SHORT, "trainer.memory_gib=8"],
+    "fast_8gib": [*FOUR, "data.row_tokens=6144", "trainer.memory_gib=8"],
     "fast_10gib": [*FOUR, "trainer.memory_gib=10"],
     "fast_12gib": [*FOUR, "trainer.memory_gib=12"],
     "fast_16gib": [*FOUR, "trainer.memory_gib=16"],
@@ -37,7 +36,7 @@ ENGINES = {
     "fast_nf4": FOUR,
     "fast_fp8": ["model.precision=fp8"],
     "fast_fp8_r64": ["model.precision=fp8", "lora.r=64"],
-    "fast_bf16_8gib": [*FOUR, BF16, *SHORT, "trainer.memory_gib=8"],
+    "fast_bf16_8gib": [*FOUR, BF16, "data.row_tokens=5120", "trainer.memory_gib=8"],
     "fast_bf16_10gib": [*FOUR, BF16, "trainer.memory_gib=10"],
     "fast_bf16": ["model.precision=bf16"],
     "unsloth_nf4": ["model.precision=nf4"],

@@ -108,7 +108,7 @@ def test_what_cannot_fit_is_refused_with_what_would() -> None:
         chosen(24, recompute=Recompute.none)
     with pytest.raises(ConfigError, match=r"what fits: .*model.engine=fast model.precision=nf4$"):
         chosen(9)
-    with pytest.raises(ConfigError, match=r"what fits: rows of 4,096 .*or model.engine=unsloth model.precision=nf4$"):
+    with pytest.raises(ConfigError, match=r"what fits: rows of 7,168 .*or model.engine=unsloth model.precision=nf4$"):
         chosen(8, FOUR)
     with pytest.raises(ConfigError, match=r"what fits: rows of 2,048 tokens \(data.row_tokens\), or model.engine=fast"):
         chosen(16, BF16)
