@@ -107,37 +107,50 @@ def line_of(name: str) -> str:
     return max(fitting)[1]
 
 
-def draw(results: list[dict[str, Any]], made: dict[str, Any]) -> "Figure":
-    """Speed over peak memory, a line for each engine; other projects' are dashed. Without a GPU, memory is no GPU's."""
+def draw(calls: list[dict[str, Any]]) -> "Figure":
+    """Speed over peak memory, a line for each engine; other projects' are dashed.
+
+    In times of Unsloth with TRL, packed, of the same call, where every call measured that: machines differ.
+    """
     from matplotlib.figure import Figure
 
+    bases = [
+        next((one["tokens_per_second"] for one in call["results"] if one["name"] == "unsloth_trl_packed"), None)
+        for call in calls
+    ]
+    relative = all(bases)
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for call, base in zip(calls, bases, strict=True):
+        for one in call["results"]:
+            height = one["tokens_per_second"] / base if relative and base else one["tokens_per_second"]
+            found.setdefault(line_of(one["name"]), []).append(
+                (one["memory_gib"] or 0, height, one["tokens_per_second"])
+            )
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
-    found: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
-        found.setdefault(line_of(result["name"]), []).append(result)
-    base = next((one["tokens_per_second"] for one in results if one["name"] == "unsloth_trl_packed"), None)
     for label, color, marker in zip(LINES, COLOURS, "os^DvP", strict=True):
-        points = sorted((one["memory_gib"] or 0, one["tokens_per_second"]) for one in found.get(label, []))
+        points = sorted(found.get(label, []))
         if not points:
             continue
-        other = "TRL" in label
-        axes.plot(*zip(*points, strict=True), "--" if other else "-", color=color, marker=marker, label=label)
-        for memory, rate in points:
-            told = f"{rate:,.0f}" + (f" ({rate / base:.1f}x)" if base and not other else "")
-            axes.annotate(told, (memory, rate), (0, 7), textcoords="offset points", ha="center", fontsize=9)
-    axes.set_ylim(0, 1.18 * max(one["tokens_per_second"] for one in results))
+        line = "--" if "TRL" in label else "-"
+        axes.plot([x for x, *_ in points], [y for _, y, _ in points], line, color=color, marker=marker, label=label)
+        for memory, height, rate in points:
+            told = f"{height:.1f}" if relative else f"{rate:,.0f}"
+            axes.annotate(told, (memory, height), (0, 7), textcoords="offset points", ha="center", fontsize=10)
+    axes.set_ylim(0, 1.12 * max(height for points in found.values() for _, height, _ in points))
     axes.set_xlim(left=0)
     axes.margins(x=0.08)
+    made = calls[0]["provenance"]
     axes.set_xlabel("memory of the host, GiB" if on_cpu(made) else "peak GPU memory, GiB", fontsize=12)
-    axes.set_ylabel("tokens of documents per second", fontsize=12)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_ylabel("times Unsloth with TRL, packed" if relative else "tokens of documents per second", fontsize=12)
+    axes.yaxis.set_major_formatter("{x:,.1f}" if relative else "{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right", fontsize=10)
-    beside = "; in brackets, times Unsloth with TRL, packed" if base else ""
-    figure.suptitle(f"Training speed by memory, {made['device']}{beside}", fontsize=12)
+    figure.suptitle(f"Training speed by memory, {made['device']}", fontsize=13)
     versions = [f"{name} {made['versions'][name]}" for name in ("torch", "unsloth", "trl") if made["versions"][name]]
-    figure.supxlabel(", ".join([*versions, f"commit {(made['commit'] or 'unknown')[:7]}"]), fontsize=9, color="#555555")
+    commits = sorted({(call["provenance"]["commit"] or "unknown")[:7] for call in calls})
+    told = ", ".join([*versions, f"commit {' and '.join(commits)}"])
+    figure.supxlabel(told, fontsize=9, color="#555555")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -158,10 +171,9 @@ def main(model: str, rows: str, out: str, steps: str = "24", row_tokens: str = "
         rate, memory = found["tokens_per_second"], found["memory_gib"] or 0
         print(f"{name:24} {rate:>8,.0f} tokens/s  {memory:.1f} GiB{expected}", flush=True)
         made = provenance()
-        write_json(
-            folder / "training_speed.json", {"provenance": made, "row_tokens": int(row_tokens), "results": results}
-        )
-        draw(results, made).savefig(folder / "training_speed.png", dpi=120)
+        calls = [{"provenance": made, "row_tokens": int(row_tokens), "results": results}]
+        write_json(folder / "training_speed.json", {"calls": calls})
+        draw(calls).savefig(folder / "training_speed.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def test_engines_and_a_peer_are_measured_side_by_side(rows_file: Path, tmp_path:
     ]
     said = subprocess.run([*command, *names], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert said.returncode == 0, said.stderr[-2000:]
-    results = json.loads((tmp_path / "training_speed.json").read_text())["results"]
+    results = json.loads((tmp_path / "training_speed.json").read_text())["calls"][0]["results"]
     assert [result["name"] for result in results] == names, said.stdout
     assert all(result["tokens_per_second"] > 0 and result["steps"] == 4 for result in results)
     assert (tmp_path / "training_speed.png").stat().st_size > 5000
@@ -54,14 +54,17 @@ def test_speed_is_drawn_over_memory_in_a_line_for_each_engine(monkeypatch: pytes
     ]
     assert {training_speed.line_of(name) for name in names} == set(training_speed.LINES), "a line that nothing is on"
     made = {"device": "NVIDIA H100", "commit": None, "versions": {"torch": "2.11", "unsloth": None, "trl": None}}
-    axes = training_speed.draw(results, made).axes[0]
+    axes = training_speed.draw([{"provenance": made, "results": results}]).axes[0]
     assert [line.get_label() for line in axes.lines] == list(training_speed.LINES)
     assert sum(len(line.get_xdata()) for line in axes.lines) == len(names) == len(axes.texts)
     for line in axes.lines:
         assert list(line.get_xdata()) == sorted(line.get_xdata())
-    assert axes.get_xlabel() == "peak GPU memory, GiB"
-    at_home = training_speed.draw(results[:2], made | {"device": "CPU, 2 threads"}).axes[0]
-    assert "host" in at_home.get_xlabel() and len(at_home.lines) == 1
+    assert axes.get_xlabel() == "peak GPU memory, GiB" and axes.get_ylabel().startswith("times Unsloth")
+    base = next(one["tokens_per_second"] for one in results if one["name"] == "unsloth_trl_packed")
+    assert axes.lines[-1].get_ydata()[0] == pytest.approx(results[-1]["tokens_per_second"] / base)
+    at_home = [{"provenance": made | {"device": "CPU, 2 threads"}, "results": results[:2]}]
+    axes = training_speed.draw(at_home).axes[0]
+    assert "host" in axes.get_xlabel() and "tokens" in axes.get_ylabel() and len(axes.lines) == 1
 
 
 def test_passes_of_the_fast_engine_stand_beside_their_bounds(tmp_path: Path) -> None:

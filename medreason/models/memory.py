@@ -48,11 +48,11 @@ class Base:
         return (1, 0)
 
 
-# operations a second as a share of the GPU's dense 16-bit peak, measured on an H100 with rows of 8,192 tokens, the fast
-# engine with flash-attn-4 (in 16 bits with recomputation: before that)
+# operations a second as a share of the GPU's dense 16-bit peak, all copies kept, measured on an H100 with rows of 8,192
+# tokens, the fast engine with flash-attn-4
 SPEED = {
-    ("fp8", Recompute.none): 0.83, ("fp8", Recompute.selective): 0.65, ("fp8", Recompute.full): 0.61,
-    ("bf16", Recompute.none): 0.53, ("bf16", Recompute.selective): 0.40, ("bf16", Recompute.full): 0.38,
+    ("fp8", Recompute.none): 0.84, ("fp8", Recompute.selective): 0.67, ("fp8", Recompute.full): 0.63,
+    ("bf16", Recompute.none): 0.53, ("bf16", Recompute.selective): 0.41, ("bf16", Recompute.full): 0.385,
     ("nf4", Recompute.none): 0.37, ("nf4", Recompute.unsloth): 0.26,
     ("half", Recompute.none): 0.38,
 }  # fmt: skip
