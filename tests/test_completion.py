@@ -13,12 +13,13 @@ from medreason.completion import SCRIPTS, candidates, main
 from support import ROOT
 
 BASH = shutil.which("bash")
+MISTRALS = ("fast_bf16", "fast_fp8", "fast_nf4", "fp8", "int8")
 CASES = [
     ("medreason tr", ["train"]),
     ("medreason train mod", ["model=", "model."]),
     ("medreason train lora.r", ["lora.r=", "lora.rslora="]),
     ("medreason train optim.decay=", ["optim.decay=linear", "optim.decay=cosine", "optim.decay=constant"]),
-    ("medreason train model=mistral_7b_", ["model=mistral_7b_fp8", "model=mistral_7b_int8"]),
+    ("medreason train model=mistral_7b_", [f"model=mistral_7b_{one}" for one in MISTRALS]),
     ("medreason train lora.r=8 experiments=q", ["experiments=quickstart"]),
     ("medreason train -m sweeps=rank_g", ["sweeps=rank_grid"]),
     ("medreason train hydra.sweeper.pru", ["hydra.sweeper.pruner="]),

@@ -15,6 +15,8 @@ from torch import Tensor
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = 448.0  # of E4M3
+TAIL = 128  # columns beside a matrix for an adapter (kernels.write_tail): products take a multiple of it at once
+PARTS = 3  # of an adapter there: high x high, high x low, low x high, which is as exact as 16 bits
 
 
 class Rows(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from medreason.engine.fp8 import E4M3, LARGEST, Rows, quantise
+from medreason.engine.fp8 import E4M3, LARGEST, TAIL, Rows, quantise
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -142,9 +142,6 @@ def decode_four(packed: Tensor, state: Any, out: Tensor, scale: Tensor | None = 
     wide = wide.t() if turned else wide
     out.copy_(wide if scale is None else (wide.float() / scale).to(out.dtype))
 
-
-TAIL = 128  # columns beside a matrix in eight bits, a multiple of what a product takes at once
-PARTS = 3  # of an adapter there: high x high, high x low, low x high, which is as exact as 16 bits
 
 # y = x W^T + few U in one product, the adapter as more channels:  [x | few c] [W | U^T / c]^T. c is the power of two
 # that brings the largest of U under the scale of its row of W to just below 448; a row's scale covers x and few c.

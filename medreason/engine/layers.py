@@ -21,7 +21,7 @@ from medreason.batch import LOGIT_ROWS, PackedBatch
 from medreason.config import ConfigError, LoraConfig, Precision, Recompute
 from medreason.engine import kernels
 from medreason.engine.attention import Documents, attend, attend_backward
-from medreason.engine.fp8 import Rows, product
+from medreason.engine.fp8 import PARTS, TAIL, Rows, product
 from medreason.engine.weights import Weight, base_of, hold
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -56,10 +56,10 @@ class Projection:
         ranks = sum(module.r["default"] for module in modules if hasattr(module, "lora_A"))
         height, width = sum(base_of(module).out_features for module in modules), base_of(modules[0]).in_features
         # where a product gives far more than it takes, a pass over what it gives costs more than channels do
-        channels = channels and how.fp8 and 0 < kernels.PARTS * ranks <= kernels.TAIL
+        channels = channels and how.fp8 and 0 < PARTS * ranks <= TAIL
         self.tailed = channels and height >= 3 * width
         self.tailed_back = channels and width >= 3 * height
-        room, turned_room = kernels.TAIL * self.tailed, kernels.TAIL * self.tailed_back
+        room, turned_room = TAIL * self.tailed, TAIL * self.tailed_back
         self.weight = Weight(hold(owner, names, how.precision, device, room), how.fp8, how.copies, room, turned_room)
         self.ratios = torch.zeros(2, device=device)  # what balances an adapter's channels, forward and backward
         self.dtype, self.factor = self.weight.dtype, 1.0
@@ -141,7 +141,7 @@ class Projection:
 def write_tail(update: Tensor, rows: Rows, ratio: Tensor) -> None:
     """Writes an adapter's channels beside a frozen weight."""
     assert rows.scale is not None
-    kernels.write_tail(update, rows.scale, ratio, rows.values[:, -kernels.TAIL :])
+    kernels.write_tail(update, rows.scale, ratio, rows.values[:, -TAIL:])
 
 
 def with_update(x: Rows, weight: Rows, few: Tensor, update: Tensor, other: Tensor | None, dtype: torch.dtype) -> Tensor:

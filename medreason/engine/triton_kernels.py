@@ -10,8 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from medreason.engine.fp8 import E4M3, LARGEST, Rows
-from medreason.engine.kernels import TAIL
+from medreason.engine.fp8 import E4M3, LARGEST, TAIL, Rows
 
 WIDE = 8192  # columns that one pass of a row's program holds at once
 RANKS = 64  # of an adapter, that one program multiplies at once

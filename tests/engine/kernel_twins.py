@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medreason.engine import kernels, triton_kernels
 from medreason.engine.attention import Documents, attend, attend_backward, flash_attn_4
-from medreason.engine.fp8 import Rows, quantise, quantise_frozen, scales_of_two
+from medreason.engine.fp8 import TAIL, Rows, quantise, quantise_frozen, scales_of_two
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BF16 = torch.bfloat16
@@ -202,7 +202,7 @@ def test_an_adapter_is_written_as_channels(rank: int, size: float) -> None:
     # what is rounded up in the high part is less in the low one: together they are the same
     together = [one[:, 200 + rank :][:, :rank] + one[:, 200 + 2 * rank :][:, :rank] for one in (ours, plain_rows)]
     assert torch.allclose(*together, rtol=0.01, atol=1e-3 * plain_rows.max().item())
-    found, held = torch.empty(2, 70, kernels.TAIL, device=DEVICE).to(torch.float8_e4m3fn)
+    found, held = torch.empty(2, 70, TAIL, device=DEVICE).to(torch.float8_e4m3fn)
     triton_kernels.write_tail(update, weight.scale, ratio, found)
     kernels.write_tail(update.cpu(), weight.scale.cpu(), plain, cpu := held.cpu())
     assert torch.equal(found.cpu().float(), cpu.float()), "scales are powers of two: nothing is rounded twice"

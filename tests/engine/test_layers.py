@@ -13,7 +13,7 @@ from medreason.batch import PackedBatch
 from medreason.config import ConfigError, Precision, Recompute
 from medreason.engine import kernels
 from medreason.engine.attention import Documents, attend, attend_backward, by_document, in_own_graph
-from medreason.engine.fp8 import quantise
+from medreason.engine.fp8 import TAIL, quantise
 from medreason.engine.layers import How, adapt, check_architecture
 from medreason.models import embedded
 from medreason.models.load import load_model, summed_loss
@@ -149,9 +149,9 @@ def test_an_adapter_beside_the_weight_gives_what_one_added_to_the_result_does(
     batch: PackedBatch, size: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    for tail in (kernels.TAIL, 0):  # with no columns it is added
+    for tail in (TAIL, 0):  # with no columns it is added
         with monkeypatch.context() as patched:
-            patched.setattr(kernels, "TAIL", tail)
+            patched.setattr("medreason.engine.layers.TAIL", tail)
             model = tiny(True, intermediate_size=256)
             layer = model.packed.layers[0]
             assert layer.gate_up.tailed is layer.down.tailed_back is bool(tail)
