@@ -57,6 +57,8 @@ from medreason.report.sweep_statistics import (
     saved_by_pruning,
 )
 
+MANY_ENDINGS = 20  # rows of a table, beyond which it is no overview
+
 
 def trial_cells(trial: Trial, keys: Sequence[str]) -> list[str]:
     """A table's row: the run's folder, its value, settings and cost."""
@@ -75,7 +77,15 @@ def counted(trials: Sequence[Trial]) -> str:
 
 
 def endings(trials: Sequence[Trial]) -> str:
-    """Trials that did not come to an end of their own, and those that were interrupted on the way, with reasons."""
+    """Trials that did not come to an end of their own, and those that were interrupted on the way, with reasons.
+
+    Where they are many, how often each reason was given stands first, and they themselves are folded away.
+    """
+    told = [
+        trial
+        for trial in trials
+        if trial.state not in ("finished", "pruned") or trial.died or (trial.state == "finished" and trial.reason)
+    ]
     rows = [
         (
             f'<a href="{trial.folder.name}/">{trial.number}</a>',
@@ -83,10 +93,14 @@ def endings(trials: Sequence[Trial]) -> str:
             prose(trial.reason),
             prose("; ".join(trial.died)),
         )
-        for trial in trials
-        if trial.state not in ("finished", "pruned") or trial.died or (trial.state == "finished" and trial.reason)
+        for trial in told
     ]
-    return table(("trial", "state", "reason", "interruptions survived"), rows)
+    each = table(("trial", "state", "reason", "interruptions survived"), rows)
+    if len(rows) <= MANY_ENDINGS:
+        return each
+    counts = Counter((trial.state, trial.reason) for trial in told)
+    often = [(state, prose(reason), str(count)) for (state, reason), count in counts.most_common(MANY_ENDINGS)]
+    return table(("state", "reason", "trials"), often) + folded(f"all {len(rows)} of them", each)
 
 
 def cost(trials: Sequence[Trial]) -> list[str]:

@@ -57,7 +57,7 @@ class OptunaSweeper(Sweeper):
         min_steps = first_rung(settings, *prepare_data(self.command))
         check_same_sweep(folder, self.command, space)
         from medreason.sweep.runner import carry_out_trials, check_any_finished
-        from medreason.sweep.study import make_pruner, open_study, propose_new, spent, storage_url
+        from medreason.sweep.study import count_tokens, make_pruner, open_study, propose_new, spent, storage_url
 
         url = storage_url(settings.storage, folder)
         pruning = {
@@ -69,7 +69,7 @@ class OptunaSweeper(Sweeper):
         }
         pruner = make_pruner(settings.pruner, min_steps, settings.reduction_factor)
         study = open_study(url, str(folder), pruner)
-        began = time.monotonic()
+        began, tokens = time.monotonic(), count_tokens(folder)
         carry_out_trials(
             study,
             settings,
@@ -82,7 +82,7 @@ class OptunaSweeper(Sweeper):
                 [*shared, *(f"{name}={spelled(value)}" for name, value in params.items())],
                 {name: shown(value) for name, value in params.items()},
             ),
-            over=lambda: spent(settings, study, folder, (time.monotonic() - began) / 3600),
+            over=lambda: spent(settings, study, tokens, (time.monotonic() - began) / 3600),
             sweep_file=[*(one for one in shared if one.startswith("sweeps=")), *without_secret(settings.storage)],
         )
         show(folder)

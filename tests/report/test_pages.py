@@ -77,6 +77,16 @@ def test_every_ending_is_counted_and_explained(sweep: Path) -> None:
     assert "too slow" in page
 
 
+def test_many_failures_are_counted_by_reason_and_folded(sweep: Path) -> None:
+    for number in range(6, 30):
+        why = "OutOfMemoryError" if number % 3 else "train/loss became nan"
+        write_trial(sweep / str(number), {"lora.r": 64}, [1.0], "FAIL", reason=why)
+    page = written(sweep)
+    rows = rows_of(page, "Failures and interruptions")
+    assert rows[:2] == [["failed", "OutOfMemoryError", "16"], ["failed", "train/loss became nan", "8"]]
+    assert "<summary>all 27 of them</summary>" in page
+
+
 def test_pruning_saves_what_the_pruned_would_have_trained_on(sweep: Path) -> None:
     trials = read_sweep(sweep)
     assert [trial.tokens for trial in trials] == [30_000, 30_000, 10_000, 10_000, 30_000, 10_000]

@@ -19,7 +19,7 @@ from medreason.core.run_directory import read_json, tokens_trained, write_json
 from medreason.core.storage import hidden, whole
 from medreason.sweep.runner import best_trials, carry_out_trials, check_any_finished
 from medreason.sweep.space import read_space
-from medreason.sweep.study import make_pruner, open_study, propose_new, spent, storage_url
+from medreason.sweep.study import count_tokens, make_pruner, open_study, propose_new, spent, storage_url
 
 SPACE, _ = read_space({"lora.r": "choice(4,8,16,1000)", "optim.lr": "tag(log,interval(1e-5,1e-1))"}, [])
 Train = Callable[[Path, dict[str, float]], None]
@@ -59,7 +59,7 @@ def sweep(folder: Path, train: Train, trials: int = 20, parallel: int = 1, retri
         pruning={},
         propose=propose_new(SPACE, search.sampler, search.seed),
         describe=lambda params: ([override(k, v) for k, v in params.items()], {k: str(v) for k, v in params.items()}),
-        over=lambda: spent(search, study, folder, 0),
+        over=lambda: spent(search, study, count_tokens(folder), 0),
     )
     return player
 
@@ -180,9 +180,9 @@ def test_tokens_are_a_budget(tmp_path: Path) -> None:
     search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, None, 1000, None, 7, {})
     sweep(tmp_path / "s", train, trials=2)
     study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3))
-    assert spent(search, study, tmp_path / "s", 0) is None
+    assert spent(search, study, count_tokens(tmp_path / "s"), 0) is None
     sweep(tmp_path / "s", train, trials=3)
-    assert spent(search, study, tmp_path / "s", 0) == "1,000 tokens"
+    assert spent(search, study, count_tokens(tmp_path / "s"), 0) == "1,000 tokens"
 
 
 def test_the_best_trials_of_a_folder_come_best_first_with_what_repeats_them(tmp_path: Path) -> None:
