@@ -801,6 +801,20 @@ class SearchConfig(TrialsConfig):
 
 
 @dataclass
+class LrThenRankConfig(SearchConfig):
+    """hydra.sweeper=lr_then_rank."""
+
+    rank: int  # of lr_then_rank: lora.r while learning rates are searched
+    lr_trials: int  # of lr_then_rank: trials at that rank, before the others are tried
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "lr_trials"):
+            check(getattr(self, name) > 0, f"hydra.sweeper.{name}", "be positive", getattr(self, name))
+        check_most(self, "hydra.sweeper.", rank=2**16, lr_trials=10**6)
+
+
+@dataclass
 class ConfirmConfig(TrialsConfig):
     """hydra.sweeper=confirm."""
 

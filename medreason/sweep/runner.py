@@ -101,7 +101,8 @@ def next_batch(
         params = propose(study)
         if params is None:
             if not batch:
-                say("everything there is to try has been tried")
+                others = "what is left waits for trials that other processes carry out"
+                say(others if running(study) else "everything there is to try has been tried")
             break
         batch.append(begin(study, params, space))
     return batch[: settings.parallel]
