@@ -262,9 +262,8 @@ def check_same_sweep(
             "give it another hydra.sweep.dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "sweep.json", {"shared": shared, "space": {name: str(one) for name, one in space.items()}} | stages
-    )
+    searched = {name: str(one) for name, one in space.items()}
+    write_json(folder / "sweep.json", {"shared": shared, "space": searched, **stages})
 
 
 def run_settings(config: DictConfig) -> DictConfig:
