@@ -111,7 +111,7 @@ def main() -> None:
     search = SearchConfig(None, 1, 1, 0, Sampler.tpe, pruner, 10, 3, trials, 10**18, None, 7, {})
     pruning = {"pruner": pruner.value, "min_steps": 10, "reduction_factor": 3, "url": storage_url(None, folder),
                "name": "growth"}  # fmt: skip
-    study = open_study(pruning["url"], "growth", make_pruner(pruner, 10, 3))
+    study = open_study(pruning["url"], "growth", make_pruner(pruner, 10, 3, folder))
     player, tokens = Player(), count_tokens(folder)
     with (folder / "said.log").open("w", encoding="utf-8") as log, redirect_stdout(log):
         carry_out_trials(

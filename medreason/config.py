@@ -194,6 +194,7 @@ class Pruner(Enum):
     asha = "asha"  # asynchronous successive halving: at each rung, only the best of reduction_factor go on
     hyperband = "hyperband"  # several such ladders, which begin at different rungs
     median = "median"  # a trial worse than the median of the others at the same step ends
+    paired = "paired"  # a trial certainly worse than the best so far ends, document by document at the same step
 
 
 def typed(schema: type[Settings], values: Any) -> Settings:

@@ -29,6 +29,7 @@ from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
 from medreason.core.recorded import mapping
 from medreason.core.run_directory import read_json, tokens_trained, write_json
 from medreason.core.storage import VARIABLE, hidden, keep, public, whole
+from medreason.sweep.paired import PairedPruner
 from medreason.sweep.space import LISTS_AS_CHOICES, size
 
 # a trial to carry out next; None: nothing is left to try
@@ -68,8 +69,10 @@ def open_study(url: str, name: str, pruner: BasePruner) -> optuna.Study:
         raise ConfigError(hidden(f"hydra.sweeper.storage={public(url)}: {type(error).__name__}: {said}")) from None
 
 
-def make_pruner(kind: Pruner, min_steps: int, reduction_factor: int) -> BasePruner:
-    """Optuna's pruner; steps are optimizer steps."""
+def make_pruner(kind: Pruner, min_steps: int, reduction_factor: int, folder: Path) -> BasePruner:
+    """The pruner of a sweep in `folder`; steps are optimizer steps."""
+    if kind is Pruner.paired:
+        return PairedPruner(folder, min_steps)
     if kind is Pruner.asha:
         return optuna.pruners.SuccessiveHalvingPruner(min_steps, reduction_factor)
     if kind is Pruner.hyperband:

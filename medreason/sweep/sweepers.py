@@ -108,7 +108,12 @@ def search(
     `stages` is what else makes this search what it is: one with another does not go on with its trials.
     """
     folder = sweep_folder(command)
-    min_steps = first_rung(settings, *prepare_data(command))
+    config, split = prepare_data(command)
+    if settings.pruner is Pruner.paired:
+        from medreason.sweep.paired import check_earlier, check_pairs
+
+        check_pairs(config.monitor, space, len(split.validation))
+    min_steps = first_rung(settings, config, split)
     check_same_sweep(folder, command, space, stages)
     from medreason.sweep.runner import carry_out_trials, check_any_finished
     from medreason.sweep.study import count_tokens, make_pruner, open_study, spent, storage_url
@@ -121,7 +126,9 @@ def search(
         "url": url,
         "name": str(folder),
     }
-    study = open_study(url, str(folder), make_pruner(settings.pruner, min_steps, settings.reduction_factor))
+    study = open_study(url, str(folder), make_pruner(settings.pruner, min_steps, settings.reduction_factor, folder))
+    if settings.pruner is Pruner.paired:
+        check_earlier(study, folder)
     began, tokens = time.monotonic(), count_tokens(folder)
     carry_out_trials(
         study,
@@ -160,7 +167,7 @@ class ConfirmSweeper(StudySweeper):
         best = best_trials(Path(settings.sweep), settings.top)
         folder = sweep_folder(self.command)
         folder.mkdir(parents=True, exist_ok=True)
-        study = open_study(storage_url(settings.storage, folder), str(folder), make_pruner(Pruner.none, 1, 2))
+        study = open_study(storage_url(settings.storage, folder), str(folder), make_pruner(Pruner.none, 1, 2, folder))
         seeds = range(1, settings.seeds + 1)
         # in the study a trial is the number of the one it repeats, and a seed
         space = {"trial": CategoricalDistribution(list(best)), "seed": CategoricalDistribution(list(seeds))}

@@ -43,7 +43,7 @@ class Counted:
 
 def test_the_hundredth_trial_costs_the_sweep_what_the_twentieth_did(tmp_path: Path) -> None:
     search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, 106, 10**9, None, 7, {})
-    study = open_study(storage_url(None, tmp_path), "s", make_pruner(Pruner.none, 1, 3))
+    study = open_study(storage_url(None, tmp_path), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     counted, tokens = Counted(), count_tokens(tmp_path)
     try:
         carry_out_trials(
@@ -66,7 +66,7 @@ def test_the_hundredth_trial_costs_the_sweep_what_the_twentieth_did(tmp_path: Pa
 
 @pytest.mark.parametrize("storage", [None, "journal"])
 def test_a_space_with_other_choices_does_not_go_on_with_a_study(storage: str | None, tmp_path: Path) -> None:
-    study = open_study(storage_url(storage, tmp_path), "s", make_pruner(Pruner.none, 1, 3))
+    study = open_study(storage_url(storage, tmp_path), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     begun = begin(study, {"lora.r": 8, "optim.lr": 0.01}, SPACE)
     assert (begun.number, begun.params) == (0, {"lora.r": 8, "optim.lr": 0.01})
     other, _ = read_space({"lora.r": "choice(4,8,64)", "optim.lr": "tag(log,interval(1e-5,1e-1))"}, [])

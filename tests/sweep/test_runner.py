@@ -48,7 +48,7 @@ def sweep(folder: Path, train: Train, trials: int = 20, parallel: int = 1, retri
         None, parallel, 1, retries, Sampler.tpe, Pruner.none, 1, 3, trials, None, None, 7, {}
     )  # fmt: skip
     folder.mkdir(exist_ok=True)
-    study = open_study(storage_url(None, folder), "s", make_pruner(search.pruner, 1, 3))
+    study = open_study(storage_url(None, folder), "s", make_pruner(search.pruner, 1, 3, folder))
     player = Player(train)
     carry_out_trials(
         study,
@@ -179,7 +179,7 @@ def test_tokens_are_a_budget(tmp_path: Path) -> None:
 
     search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, None, 1000, None, 7, {})
     sweep(tmp_path / "s", train, trials=2)
-    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3))
+    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     assert spent(search, study, count_tokens(tmp_path / "s"), 0) is None
     sweep(tmp_path / "s", train, trials=3)
     assert spent(search, study, count_tokens(tmp_path / "s"), 0) == "1,000 tokens"
@@ -218,7 +218,7 @@ def test_a_damaged_metrics_file_is_read_as_far_as_it_can_be(content: bytes, tmp_
 
 def test_a_sweep_in_which_every_trial_failed_is_no_success(tmp_path: Path) -> None:
     sweep(tmp_path / "s", lambda run, given: end(run, f"failed: reason {run.name}"), trials=2)
-    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3))
+    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     with pytest.raises(RunFailed, match="every trial failed, 2 in all: reason 0 \\(1 of them\\)"):
         check_any_finished(study, tmp_path / "s")
     sweep(tmp_path / "s", learn, trials=6)
@@ -250,7 +250,7 @@ def test_a_storages_password_is_in_no_file_and_no_message(tmp_path: Path, monkey
     assert whole("postgresql://other@localhost/db") == "postgresql://other@localhost/db"
     assert storage_url(None, tmp_path) == url
     with pytest.raises(ConfigError) as refused:
-        open_study(url, "s", make_pruner(Pruner.none, 1, 3))
+        open_study(url, "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     assert "s3cr" not in str(refused.value) and "hush" not in str(refused.value)
     assert refused.value.__cause__ is None
     assert hidden(f"could not connect to {whole(url)}").count("***") >= 1
