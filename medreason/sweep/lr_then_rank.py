@@ -36,7 +36,10 @@ def ranks_of(space: Mapping[str, BaseDistribution], rank: int) -> list[int]:
     else:
         ranks = []
     if len(ranks) < 2:
-        raise ConfigError(f"{RANK}: sweeps=lr_then_rank needs ranks to choose from; for example {RANK}=choice(8,16,32)")
+        raise ConfigError(
+            f"{RANK}: sweeps=lr_then_rank needs ranks to choose from, for example {RANK}=choice(8,16,32); rates are "
+            "searched at hydra.sweeper.rank"
+        )
     if rank not in ranks:
         raise ConfigError(f"hydra.sweeper.rank={rank}: not one of the ranks to search, {', '.join(map(str, ranks))}")
     return ranks
