@@ -17,9 +17,9 @@ from medreason.core.overrides import override
 from medreason.core.processes import claim
 from medreason.core.run_directory import read_json, tokens_trained, write_json
 from medreason.core.storage import hidden, whole
-from medreason.sweep.runner import best_trials, carry_out_trials, check_any_finished
+from medreason.sweep.runner import best_trials, carry_out_trials, check_any_finished, next_batch
 from medreason.sweep.space import read_space
-from medreason.sweep.study import count_tokens, make_pruner, open_study, propose_new, spent, storage_url
+from medreason.sweep.study import begin, count_tokens, make_pruner, open_study, propose_new, spent, storage_url
 
 SPACE, _ = read_space({"lora.r": "choice(4,8,16,1000)", "optim.lr": "tag(log,interval(1e-5,1e-1))"}, [])
 Train = Callable[[Path, dict[str, float]], None]
@@ -165,6 +165,25 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> Non
         assert held is not None
         assert sweep(tmp_path / "s", learn, trials=3).launched == [1, 2]
     assert sweep(tmp_path / "s", learn, trials=3).launched == [0]
+
+
+def test_a_process_with_nothing_to_do_says_whether_others_still_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = open_study(storage_url(None, tmp_path), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
+    search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, 9, None, None, 7, {})
+    number = begin(study, {"lora.r": 8, "optim.lr": 1e-3}, SPACE).number
+
+    def said() -> str:
+        assert not next_batch(study, search, tmp_path, SPACE, lambda study: None, lambda: None)
+        return capsys.readouterr().out
+
+    (tmp_path / str(number)).mkdir()
+    with claim(tmp_path / str(number)) as held:
+        assert held is not None
+        assert "what is left waits for trials that other processes carry out" in said()
+    study.tell(number, 1.0)
+    assert "everything there is to try has been tried" in said()
 
 
 def test_trials_that_all_fail_for_one_reason_end_the_sweep(tmp_path: Path) -> None:
