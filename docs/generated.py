@@ -12,8 +12,8 @@ from mkdocs.structure.files import File, Files
 from omegaconf import OmegaConf
 
 from medreason.completion import SCHEMAS
-from medreason.config import SearchConfig, TrainConfig
-from medreason.core.cli import apart
+from medreason.config import LrThenRankConfig, TrainConfig
+from medreason.core.cli import apart, search_values
 from medreason.core.settings_help import Setting, choices, describe, root
 
 LONGEST = 80  # characters of a value that is shown
@@ -56,8 +56,8 @@ def settings_page() -> str:
         parts.append(table(shown, {one.name: defaults(one.name, first, by_choice) for one in shown}))
     rest = [one for one in describe(TrainConfig, usual) if "." not in one.name]
     parts += ["### the run itself\n", table(rest)]
-    search = plain(OmegaConf.load(root() / "conf" / "hydra" / "sweeper" / "optuna.yaml"))
-    parts += ["### hydra.sweeper, with sweeps=NAME\n", table(describe(SearchConfig, search, "hydra.sweeper."))]
+    search = plain(search_values())
+    parts += ["### hydra.sweeper, with sweeps=NAME\n", table(describe(LrThenRankConfig, search, "hydra.sweeper."))]
     for group in ("experiments", "sweeps"):
         parts += [f"### {group}\n", "\n".join(f"- `{group}={name}`: {told}" for name, told in named(group).items())]
     for name, schema in SCHEMAS.items():

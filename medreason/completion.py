@@ -18,8 +18,8 @@ from medreason.config import (
     ChatConfig,
     EvaluateConfig,
     ExportConfig,
+    LrThenRankConfig,
     RunsConfig,
-    SearchConfig,
     ServeConfig,
     TrainConfig,
     VerdictConfig,
@@ -128,7 +128,7 @@ def candidates(line: str) -> list[str]:
     schema = SCHEMAS[name]
     settings = describe(schema)
     if name == "train":
-        settings += describe(SearchConfig, prefix="hydra.sweeper.")
+        settings += describe(LrThenRankConfig, prefix="hydra.sweeper.")
     return completed(settings, groups() if schema is TrainConfig else {}, word)
 
 

@@ -205,6 +205,7 @@ class Pruner(Enum):
     asha = "asha"  # asynchronous successive halving: at each rung, only the best of reduction_factor go on
     hyperband = "hyperband"  # several such ladders, which begin at different rungs
     median = "median"  # a trial worse than the median of the others at the same step ends
+    paired = "paired"  # a trial certainly worse than the best so far ends, document by document at the same step
 
 
 def typed(schema: type[Settings], values: Any) -> Settings:
@@ -832,6 +833,20 @@ class SearchConfig(TrialsConfig):
         self.min_steps = share_or_steps("hydra.sweeper.min_steps", self.min_steps)
         check(0 <= self.seed < SEEDS, "hydra.sweeper.seed", f"be in 0 to {SEEDS - 1}", self.seed)
         check(any(budgets.values()), "hydra.sweeper.trials", "be given, or tokens, or hours: else it never ends", None)
+
+
+@dataclass
+class LrThenRankConfig(SearchConfig):
+    """hydra.sweeper=lr_then_rank."""
+
+    rank: int  # of lr_then_rank: lora.r while learning rates are searched
+    lr_trials: int  # of lr_then_rank: trials at that rank, before the others are tried
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rank", "lr_trials"):
+            check(getattr(self, name) > 0, f"hydra.sweeper.{name}", "be positive", getattr(self, name))
+        check_most(self, "hydra.sweeper.", rank=2**16, lr_trials=10**6)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from medreason.config import (
     DataConfig,
     EvaluateConfig,
     ExportConfig,
+    LrThenRankConfig,
     SearchConfig,
     ServeConfig,
     TrainConfig,
@@ -41,8 +42,11 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
     """Every group of settings, and every command's own, with values that pass."""
     plain = {
         name: yaml.safe_load((ROOT / "conf" / f"{name}.yaml").read_text(encoding="utf-8"))
-        for name in ("evaluate", "verdict", "export", "chat", "serve", "hydra/sweeper/optuna", "hydra/sweeper/confirm")
-    }
+        for name in (
+            "evaluate", "verdict", "export", "chat", "serve", "hydra/sweeper/optuna", "hydra/sweeper/confirm",
+            "hydra/sweeper/lr_then_rank",
+        )
+    }  # fmt: skip
     for settings in plain.values():
         for extra in ("defaults", "hydra", "_target_"):
             settings.pop(extra, None)
@@ -59,13 +63,17 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
         "chat": (ChatConfig, plain["chat"] | {"run": "x"}),
         "serve": (ServeConfig, plain["serve"] | {"run": "x"}),
         "optuna": (SearchConfig, plain["hydra/sweeper/optuna"] | {"min_steps": 10}),
+        "lr_then_rank": (
+            LrThenRankConfig,
+            plain["hydra/sweeper/optuna"] | plain["hydra/sweeper/lr_then_rank"] | {"min_steps": 10, "rank": 16},
+        ),
         "confirm": (ConfirmConfig, plain["hydra/sweeper/confirm"] | {"sweep": "x"}),
     }
 
 
 NAMES = (
     "model", "lora", "optim", "data", "trainer", "logger", "train", "cases", "evaluate", "served", "verdict",
-    "export", "chat", "serve", "optuna", "confirm",
+    "export", "chat", "serve", "optuna", "lr_then_rank", "confirm",
 )  # fmt: skip
 
 

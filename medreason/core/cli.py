@@ -30,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from medreason.config import DOLLAR, ConfigError, RunFailed, SearchConfig, TrainConfig, typed
+from medreason.config import DOLLAR, ConfigError, LrThenRankConfig, RunFailed, TrainConfig, typed
 from medreason.core import resume
 from medreason.core.cache import cache_folder
 from medreason.core.commands import COMMANDS
@@ -58,6 +58,8 @@ OmegaConf.register_new_resolver("folder_name", folder_name, replace=True)  # of 
 
 Config = TypeVar("Config")
 SEVERAL = re.compile("requires --multirun|Ambiguous value for argument")  # what Hydra says of a sweep that is none
+
+SEARCHES = ("optuna", "lr_then_rank")  # of hydra/sweeper
 
 
 class NamedRuns(SearchPathPlugin):
@@ -149,12 +151,17 @@ def help_page(name: str, schema: type, words: Sequence[str], columns: int) -> st
                   if is_dataclass(field.type)}  # fmt: skip
         groups |= {named: choices(root() / named) for named in ("experiments", "sweeps")}
     if name == "train":
-        search = OmegaConf.load(root() / "conf" / "hydra" / "sweeper" / "optuna.yaml")
-        settings += describe(SearchConfig, shown_values(search), "hydra.sweeper.")
+        settings += describe(LrThenRankConfig, shown_values(search_values()), "hydra.sweeper.")
     parts = sections(settings, groups, chosen)
     if named := [word for word in words if "=" not in word]:
         return "\n\n".join("\n".join(told_section(part, written, width)) for part in only(parts, named))
     return page(name, COMMANDS[name], parts, written, width, schema is TrainConfig)
+
+
+def search_values() -> Any:
+    """Values of a search's settings, of every kind of search, not resolved."""
+    kinds = (OmegaConf.load(root() / "conf" / "hydra" / "sweeper" / f"{kind}.yaml") for kind in SEARCHES)
+    return OmegaConf.merge(*kinds)
 
 
 def shown_values(config: Any) -> dict[str, Any]:
@@ -189,7 +196,7 @@ def check_words(schema: type) -> None:
     """Raises ConfigError where the command line has a setting by the name that another tool gives it."""
     keys = known_keys(schema)
     if schema is TrainConfig:
-        keys += ["experiments", "sweeps", *known_keys(SearchConfig, "hydra.sweeper.")]
+        keys += ["experiments", "sweeps", *known_keys(LrThenRankConfig, "hydra.sweeper.")]
     options = [option for action in get_args_parser()._actions for option in action.option_strings]
     if line := foreign(sys.argv[1:], options, keys):
         raise ConfigError(line)

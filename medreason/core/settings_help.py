@@ -266,6 +266,7 @@ EXAMPLES = {
         "resume=last": "go on with the newest run",
         "--multirun lora.r=8,16 optim.lr=1e-4,2e-4": "a grid",
         "sweeps=rank_alpha_lr experiments=quickstart": "a search; again: it goes on",
+        "sweeps=lr_then_rank experiments=quickstart": "rates at one rank, then ranks",
     },
     "data": {
         "data=local data.path=rows.jsonl": "what training will see of rows of your own",

@@ -104,6 +104,12 @@ class PackedLoader:
             return replace(self.collate(order[:1], step_targets), tokens=0, targets=0)
         return self.collate(own, step_targets)
 
+    def members(self, index: int) -> list[int]:
+        """Documents of this process's part of the index-th batch of an epoch, by their place in `documents`."""
+        first = (index * self.processes + self.process) * self.rows_per_batch
+        rows = self.order(self.epoch)[first : first + self.rows_per_batch]
+        return [member for row in rows for member in self.rows[row]]
+
     def collate(self, rows: Sequence[int], step_targets: int) -> PackedBatch:
         """The batch of these rows."""
         members = [[self.documents[member] for member in self.rows[row]] for row in rows]

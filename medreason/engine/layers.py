@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medreason.batch import LOGIT_ROWS, PackedBatch
+from medreason.batch import IGNORE_INDEX, LOGIT_ROWS, PackedBatch
 from medreason.config import ConfigError, LoraConfig, Precision, Recompute
 from medreason.engine import kernels
 from medreason.engine.attention import Documents, attend, attend_backward
@@ -342,8 +342,7 @@ class HeadLoss(torch.autograd.Function):
         total = torch.zeros((), device=x.device)
         for start in range(0, len(x), LOGIT_ROWS):
             part = slice(start, start + LOGIT_ROWS)
-            _, normed = kernels.rms_norm(x[part], norm, eps, fp8=False)
-            logits = normed.values @ head.t()
+            logits = head_logits(x[part], norm, eps, head)
             total += kernels.cross_entropy(logits, labels[part]).sum()
             if normed_grad is not None:
                 torch.mm(logits, head, out=normed_grad[part])
@@ -356,6 +355,18 @@ class HeadLoss(torch.autograd.Function):
         normed_grad, x, norm = ctx.saved_tensors
         x_grad, _ = kernels.rms_norm_backward(normed_grad, x, norm, ctx.eps, fp8=False)
         return x_grad.mul_(grad), None, None, None, None, None
+
+
+def head_logits(x: Tensor, norm: Tensor, eps: float, head: Tensor) -> Tensor:
+    """Last norm and head, (tokens, vocabulary)."""
+    _, normed = kernels.rms_norm(x, norm, eps, fp8=False)
+    logits: Tensor = normed.values @ head.t()
+    return logits
+
+
+def shifted(labels: Tensor) -> Tensor:
+    """To each token the label of the next."""
+    return torch.nn.functional.pad(labels[1:], (0, 1), value=IGNORE_INDEX)
 
 
 class PackedPass:
@@ -381,6 +392,26 @@ class PackedPass:
 
         The first three are (tokens,) int64; labels are not shifted. `lengths` are those of the documents.
         """
+        x = self.hidden(input_ids, position_ids, lengths)
+        norm, head = self.causal.model.norm, self.causal.lm_head.weight
+        loss: Tensor = HeadLoss.apply(
+            x, norm.weight, norm.variance_epsilon, head, shifted(labels), torch.is_grad_enabled()
+        )
+        return loss
+
+    @torch.no_grad()
+    def token_losses(self, batch: PackedBatch) -> Tensor:
+        """Cross entropy of each label of a batch, 0 where it is negative; (tokens,) float32, at the token before it."""
+        tokens, labels, positions = (one.flatten() for one in (batch.input_ids, batch.labels, batch.position_ids))
+        norm, head = self.causal.model.norm, self.causal.lm_head.weight
+        with torch.autocast(tokens.device.type, enabled=False):
+            x = self.hidden(tokens, positions, batch.lengths)
+            parts = zip(torch.split(x, LOGIT_ROWS), torch.split(shifted(labels), LOGIT_ROWS), strict=True)
+            logits = ((head_logits(part, norm.weight, norm.variance_epsilon, head), own) for part, own in parts)
+            return torch.cat([kernels.cross_entropy(some, own) for some, own in logits])
+
+    def hidden(self, input_ids: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
+        """What the last decoder layer leaves, (tokens, hidden)."""
         decoder = self.causal.model
         with torch.no_grad():
             for pairs in self.renewed:
@@ -394,10 +425,8 @@ class PackedPass:
         row = Row(cos, sin, documents, [])
         for layer in self.layers:
             x = LayerStep.apply(x, layer, row, *layer.parameters)
-        shifted = torch.nn.functional.pad(labels[1:], (0, 1), value=-100)
-        norm, head = decoder.norm, self.causal.lm_head.weight
-        loss: Tensor = HeadLoss.apply(x, norm.weight, norm.variance_epsilon, head, shifted, torch.is_grad_enabled())
-        return loss
+        last: Tensor = x
+        return last
 
     def step(self, batch: PackedBatch) -> Tensor:
         """`loss` of a batch; 0 for one that counts for nothing."""

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from medreason.batch import PackedBatch
+from medreason.batch import IGNORE_INDEX, LOGIT_ROWS, PackedBatch
 from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainConfig, TrainingEngine
 from medreason.core.progress import say
 from medreason.core.shared_cpu import share_cpu
@@ -303,6 +304,35 @@ def summed_loss(model: Any, batch: PackedBatch) -> Tensor:
         # use_cache=False always: with a cache, transformers no longer reads document borders from the positions
         loss: Tensor = model(input_ids=tokens, labels=labels, position_ids=positions, use_cache=False, **extra).loss
     return loss.float() * batch.targets  # the model returns the mean; a row that counts for nothing has 0 targets
+
+
+@torch.no_grad()
+def document_losses(model: Any, batch: PackedBatch) -> Tensor:
+    """Cross entropy of each document summed over its target tokens, (documents,) float64, without what is padding.
+
+    In the order of the rows; all of them together are `summed_loss`. None of a batch that counts for nothing.
+    """
+    if packed := getattr(model, "packed", None):
+        losses = packed.token_losses(batch)
+    else:
+        tokens, _, positions = batch.input_ids, batch.labels, batch.position_ids
+        extra: dict[str, Any] = {}
+        if tokens.is_cuda:
+            tokens, positions = tokens.view(1, -1), positions.view(1, -1)
+            extra["packed_seq_lengths"] = torch.tensor(batch.lengths, dtype=torch.int32)
+        logits = model(input_ids=tokens, position_ids=positions, use_cache=False, **extra).logits.flatten(0, 1)
+        targets = torch.nn.functional.pad(batch.labels.flatten()[1:], (0, 1), value=IGNORE_INDEX)
+        # a few tokens at a time: in float32 they would need their memory twice
+        parts = zip(torch.split(logits, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)
+        losses = torch.cat([cross_entropy(some.float(), own, reduction="none") for some, own in parts])
+    lengths = torch.tensor(batch.lengths, device=losses.device)
+    place = torch.repeat_interleave(torch.arange(len(lengths), device=losses.device), lengths)
+    sums = losses.new_zeros(len(lengths), dtype=torch.float64).index_add_(0, place, losses.double())
+    learned = torch.zeros(len(lengths), device=losses.device).index_add_(
+        0, place, (batch.labels.flatten() != IGNORE_INDEX).float()
+    )
+    found: Tensor = sums[learned > 0]
+    return found if batch.targets else found[:0]
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from medreason.core.named_runs import NAMES, find_run
 from medreason.core.outside import one_line
 from medreason.core.overrides import command_line, override
 from medreason.core.progress import speak_safely
-from medreason.core.recorded import mapping, read_mapping
+from medreason.core.recorded import finite, mapping, read_mapping
 from medreason.core.what_next import from_here
 from medreason.report.comparison import comparison_page, read_compared, summary, tested
 from medreason.report.html import (
@@ -57,6 +57,8 @@ from medreason.report.sweep_statistics import (
     saved_by_pruning,
 )
 
+MANY_ENDINGS = 20  # rows of a table, beyond which it is no overview
+
 
 def trial_cells(trial: Trial, keys: Sequence[str]) -> list[str]:
     """A table's row: the run's folder, its value, settings and cost."""
@@ -75,7 +77,15 @@ def counted(trials: Sequence[Trial]) -> str:
 
 
 def endings(trials: Sequence[Trial]) -> str:
-    """Trials that did not come to an end of their own, and those that were interrupted on the way, with reasons."""
+    """Trials that did not come to an end of their own, and those that were interrupted on the way, with reasons.
+
+    Where they are many, how often each reason was given stands first, and they themselves are folded away.
+    """
+    told = [
+        trial
+        for trial in trials
+        if trial.state not in ("finished", "pruned") or trial.died or (trial.state == "finished" and trial.reason)
+    ]
     rows = [
         (
             f'<a href="{trial.folder.name}/">{trial.number}</a>',
@@ -83,10 +93,14 @@ def endings(trials: Sequence[Trial]) -> str:
             prose(trial.reason),
             prose("; ".join(trial.died)),
         )
-        for trial in trials
-        if trial.state not in ("finished", "pruned") or trial.died or (trial.state == "finished" and trial.reason)
+        for trial in told
     ]
-    return table(("trial", "state", "reason", "interruptions survived"), rows)
+    each = table(("trial", "state", "reason", "interruptions survived"), rows)
+    if len(rows) <= MANY_ENDINGS:
+        return each
+    counts = Counter((trial.state, trial.reason) for trial in told)
+    often = [(state, prose(reason), str(count)) for (state, reason), count in counts.most_common(MANY_ENDINGS)]
+    return table(("state", "reason", "trials"), often) + folded(f"all {len(rows)} of them", each)
 
 
 def cost(trials: Sequence[Trial]) -> list[str]:
@@ -155,6 +169,34 @@ def searched(sweep: Path) -> str:
     return folded("what was searched, and what all trials share", *parts)
 
 
+def rate_then_rank(sweep: Path, trials: Sequence[Trial]) -> str:
+    """The two stages of sweeps=lr_then_rank: what the first found, what each rank made of it; nothing for others."""
+    rank = finite(read_mapping(sweep / "sweep.json")[0].get("rank"))
+    ranked = [trial for trial in trials if "lora.r" in trial.settings]
+    first = [trial for trial in ranked if trial.settings["lora.r"] == rank]
+    others = [trial for trial in ranked if trial.settings["lora.r"] != rank]
+    if rank is None or not first:
+        return ""
+    best = next(iter(finished(first)), None)
+    if best is None or best.value is None:
+        return paragraph(f"Learning rates were searched at lora.r={rank:g}; none of {len(first)} trials has finished.")
+    found = describe(best, without="lora.r")
+    told = f"The best of {len(first)} trials at lora.r={rank:g} is trial {best.number}, {found}"
+    if not others:
+        return paragraph(f"{told}; other ranks have not been tried with it yet.")
+    ranked = sorted([best, *others], key=lambda each: float(each.settings["lora.r"]))
+    rows = []
+    for trial in ranked:
+        link, value, *_ = trial_cells(trial, ())
+        ended = value if trial.state == "finished" else f"{value} ({trial.state})"
+        # the last value of a trial that has not finished is one of an earlier step
+        gain = "" if trial is best or ended != value else f"{(trial.value or 0.0) - best.value:+.4f}"
+        rows.append((link, short(trial.settings["lora.r"]), ended, gain))
+    return paragraph(f"{told}; the other ranks were then tried with it.") + table(
+        ("trial", "lora.r", "value", f"against lora.r={rank:g}"), rows, ranked.index(finished(ranked)[0])
+    )
+
+
 def headline(trials: Sequence[Trial], metric: str) -> list[tuple[str, str]]:
     """A sweep in four numbers."""
     best = finished(trials)[:1]
@@ -186,6 +228,7 @@ def sweep_page(sweep: Path, trials: Sequence[Trial], top: int) -> str:
                 folded("every trial", table((*header, "state", "reason"), every)),
                 searched(sweep),
             ),
+            section("Learning rate, then rank", rate_then_rank(sweep, trials)),
             section("Course", *course),
             section("Settings", *settings),
             section("Noise", noise(repeats(confirmed, trials), sweep)),
@@ -293,8 +336,9 @@ def ranking(sweep: Path, top: int = 10) -> list[str]:
     return [counted(trials) + lowest, *rows, *more, f"report: {command_line('report', [str(from_here(sweep))])}"]
 
 
-def describe(trial: Trial) -> str:
-    return " ".join(f"{key}={short(setting(value))}" for key, value in trial.settings.items())
+def describe(trial: Trial, without: str = "") -> str:
+    told = {key: value for key, value in trial.settings.items() if key != without}
+    return " ".join(f"{key}={short(setting(value))}" for key, value in told.items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -20,6 +21,12 @@ BEST, DONE, PRUNED = "#d55e00", "#0072b2", "#808894"  # the first two of Okabe a
 COLOURS = "cividis"  # dark is low, and low is better; the same to colour-blind readers
 LEVELS = 8  # more distinct values than this are binned
 BINS = 6
+FEW = 100  # trials, up to which each is drawn in full: beyond, they would hide each other
+LOOKS: dict[str, dict[str, Any]] = {  # of a curve, in the order of drawing
+    "pruned": {"color": PRUNED},
+    "did not finish": {"color": "#b7791f", "linestyle": ":"},
+    "finished": {"color": DONE},
+}
 
 
 @dataclass(frozen=True)
@@ -71,18 +78,22 @@ def draw_curves(trials: Sequence[Trial], metric: str) -> Figure | None:
     best = next(iter(finished(shown)), None)
     figure = Figure(figsize=(9, 4.6), layout="constrained")
     axis = axes(figure, xlabel="optimizer step", ylabel=f"{drawn(metric)} (lower is better)")
-    looks: dict[str, dict[str, Any]] = {
-        "finished": {"color": DONE, "alpha": 0.55, "linewidth": 1.2},
-        "pruned": {"color": PRUNED, "alpha": 0.55, "linewidth": 1},
-        "did not finish": {"color": "#b7791f", "alpha": 0.7, "linewidth": 1, "linestyle": ":"},
-    }
-    named: set[str] = set()
+    kinds: dict[str, list[Trial]] = {}
     for trial in shown:
         if trial is not best:
-            kind = trial.state if trial.state in looks else "did not finish"
-            label = None if kind in named else kind
-            named.add(kind)
-            axis.plot(*trial.curve, marker="o", markersize=2.5, label=label, **looks[kind])
+            kind = trial.state if trial.state in ("finished", "pruned") else "did not finish"
+            kinds.setdefault(kind, []).append(trial)
+    faint = crowding(len(shown))
+    for kind, look in LOOKS.items():
+        if trials_of := kinds.get(kind):
+            curves = [np.column_stack(trial.curve) for trial in trials_of]
+            axis.add_collection(LineCollection(curves, alpha=0.6 * faint, linewidths=1, **look))
+            # an invisible line bears the name: a faint one could not be read in the legend
+            axis.plot([], [], label=kind, color=look["color"], linestyle=look.get("linestyle", "-"))
+            if faint == 1:
+                points = np.concatenate(curves)
+                axis.plot(*points.T, "o", markersize=2.5, color=look["color"], alpha=0.55)
+    axis.autoscale_view()
     if best is not None:
         steps, values = best.curve
         axis.plot(steps, values, color=BEST, linewidth=2.4, marker="o", markersize=4, zorder=5)
@@ -92,9 +103,14 @@ def draw_curves(trials: Sequence[Trial], metric: str) -> Figure | None:
         )
     every = [value for trial in shown for value in trial.curve[1]]
     focus(axis, every, [trial.curve[1][-1] for trial in shown])
-    if named:
+    if kinds:
         axis.legend(frameon=False, fontsize=9)
     return figure
+
+
+def crowding(count: int) -> float:
+    """How faint one of so many marks must be, from 1 down, for people to see where most of them lie."""
+    return min(1.0, max(0.15, math.sqrt(FEW / count)))
 
 
 def draw_progress(trials: Sequence[Trial], metric: str) -> Figure | None:
@@ -106,7 +122,7 @@ def draw_progress(trials: Sequence[Trial], metric: str) -> Figure | None:
     points = []
     for trial in by_start(trials):
         spent += trial.tokens
-        if trial in done and trial.value is not None:
+        if trial.state == "finished" and trial.value is not None:
             so_far = min(so_far, trial.value)
             points.append((spent, trial.value))
             best.append((spent, so_far))
@@ -175,15 +191,21 @@ def draw_points(tried: Sequence[Trial], chosen: tuple[str, str], metric: str) ->
     number_axis(axis, "x", across)
     number_axis(axis, "y", up)
     where = {trial.folder: place for trial, place in zip(tried, zip(across, up, strict=True), strict=True)}
+    places, faint = {trial.folder: where[trial.folder] for trial in reversed(done)}, crowding(len(tried))
     for kind, marker in (("pruned", "x"), ("not finished", "+")):
-        points = [where[t.folder] for t in tried if t not in done and (t.state == "pruned") == (kind == "pruned")]
+        points = [
+            where[t.folder] for t in tried
+            if t.folder not in places and (t.state == "pruned") == (kind == "pruned")
+        ]  # fmt: skip
         if points:
-            axis.plot(*zip(*points, strict=True), marker, color=PRUNED, markersize=9, markeredgewidth=2, label=kind)
-    places = [where[trial.folder] for trial in reversed(done)]  # the best on top
+            axis.plot(
+                *zip(*points, strict=True), marker, color=PRUNED, markersize=9 * faint**0.5,
+                markeredgewidth=2 * faint**0.5, alpha=max(0.4, faint), label=kind,
+            )  # fmt: skip
     several = top > low
-    drawn_points = axis.scatter(
-        *zip(*places, strict=True), s=110, c=ends[::-1] if several else DONE, edgecolors="#222222", linewidths=0.8,
-        zorder=3, label="finished", **({"cmap": COLOURS, "norm": scale} if several else {}),
+    drawn_points = axis.scatter(  # the best on top
+        *zip(*places.values(), strict=True), s=110 * faint, c=ends[::-1] if several else DONE, edgecolors="#222222",
+        linewidths=0.8 * faint, zorder=3, label="finished", **({"cmap": COLOURS, "norm": scale} if several else {}),
     )  # fmt: skip
     best = done[0]
     axis.plot(
@@ -274,18 +296,24 @@ def draw_slices(trials: Sequence[Trial], keys: Sequence[str], metric: str) -> Fi
     values = [trial.value for trial in shown if trial.value is not None]
     top = focus(panels[0], values, values)
     panels[0].set_title("", loc="right")  # triangles say it
+    faint = crowding(len(shown))
     for key, panel in zip(keys, panels, strict=False):
         tidy(panel, xlabel=drawn(key))
         here = [trial for trial in shown if key in trial.settings]
         levels = place_ticks(panel, [trial.settings[key] for trial in here])
+        looks: dict[tuple[bool, bool], list[tuple[Any, float]]] = {}
         for trial in here:
-            at = levels.get(trial.settings[key], trial.settings[key])
-            hollow, beyond = trial.state == "pruned", (trial.value or 0) > top
-            colour = BEST if trial is best else PRUNED if hollow else DONE
+            at, value = levels.get(trial.settings[key], trial.settings[key]), trial.value or 0.0
+            beyond = value > top
+            if trial is best:
+                panel.plot(at, value, "o", color=BEST, markersize=8, zorder=5)
+            else:
+                looks.setdefault((trial.state == "pruned", beyond), []).append((at, top if beyond else value))
+        for (hollow, beyond), points in looks.items():
+            colour = PRUNED if hollow else DONE
             panel.plot(
-                at, top if beyond else trial.value, "^" if beyond else "o", color=colour,
-                markersize=8 if trial is best else 5.5, markerfacecolor="none" if hollow else colour,
-                alpha=1 if trial is best else 0.75, zorder=5 if trial is best else 2,
+                *zip(*points, strict=True), "^" if beyond else "o", color=colour, markersize=5.5 * faint**0.5,
+                markerfacecolor="none" if hollow else colour, alpha=0.75 * faint, zorder=2,
             )  # fmt: skip
     for panel in panels[len(keys) :]:
         panel.set_visible(False)

@@ -49,8 +49,9 @@ def importance(trials: Sequence[Trial]) -> dict[str, float]:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study()
+    as_param = {key: (lambda value: value) if numeric(columns[key]) else str for key in spaces}
     for trial, value in rows:
-        params = {key: trial.searched[key] if numeric(columns[key]) else str(trial.searched[key]) for key in spaces}
+        params = {key: told(trial.searched[key]) for key, told in as_param.items()}
         study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions=spaces))
     share = min(BEST_SHARE, len(done) / 2 / len(rows))  # no pruned trial among the best
     with warnings.catch_warnings():

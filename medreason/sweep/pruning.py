@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import optuna
+import torch
 from lightning.pytorch.callbacks import Callback
 
 from medreason.config import ConfigError, Pruner
 from medreason.core.recorded import mapping
 from medreason.core.run_directory import read_json, resolve_checkpoint
+from medreason.sweep.paired import keep_losses
 from medreason.sweep.study import make_pruner, open_study
 
 
@@ -27,9 +30,11 @@ def reports(run: Path, monitor: str) -> list[Callback]:
     if "pruner" not in study:  # no trial, or one that is not to be stopped early
         return []
     try:
-        pruner = make_pruner(Pruner(study["pruner"]), study["min_steps"], study["reduction_factor"])
+        kind = Pruner(study["pruner"])
+        pruner = make_pruner(kind, study["min_steps"], study["reduction_factor"], run.parent)
         opened = open_study(str(study["url"]), str(study["name"]), pruner)
-        return [TrialReport(optuna.trial.Trial(opened, study["trial_id"]), monitor)]
+        kept = [DocumentLosses(run)] if kind is Pruner.paired else []  # before they are asked for
+        return [*kept, TrialReport(optuna.trial.Trial(opened, study["trial_id"]), monitor)]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
@@ -44,6 +49,39 @@ def own_checkpoint(run: Path) -> Path | None:
         return resolve_checkpoint(str(run / "checkpoints" / "last.ckpt"), run)
     except ConfigError:  # killed before its first checkpoint, or the disk lost it: from the start
         return None
+
+
+class DocumentLosses(Callback):
+    """Keeps what each held-out document loses at each validation, for the paired pruner."""
+
+    def __init__(self, run: Path) -> None:
+        self.run, self.losses = run, torch.zeros(0)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        pl_module.by_document = True
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.losses = torch.zeros(len(loader_of(trainer).documents), dtype=torch.float64)
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if outputs is not None:
+            self.losses[loader_of(trainer).members(batch_idx)] = outputs.cpu()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if trainer.state.fn != "fit":
+            return
+        # each process has scored its own share, and holds zeros for the others
+        losses = trainer.strategy.reduce(self.losses.to(pl_module.device), reduce_op="sum")
+        if trainer.is_global_zero:
+            targets = np.array([document.targets for document in loader_of(trainer).documents])
+            keep_losses(self.run, trainer.global_step, losses.cpu().numpy(), targets)
+
+
+def loader_of(trainer: L.Trainer) -> Any:
+    """The PackedLoader of the held-out documents."""
+    return trainer.val_dataloaders
 
 
 class TrialReport(Callback):

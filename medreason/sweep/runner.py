@@ -101,7 +101,8 @@ def next_batch(
         params = propose(study)
         if params is None:
             if not batch:
-                say("everything there is to try has been tried")
+                others = "what is left waits for trials that other processes carry out"
+                say(others if running(study) else "everything there is to try has been tried")
             break
         batch.append(begin(study, params, space))
     return batch[: settings.parallel]
@@ -176,15 +177,17 @@ def describe_end(study: optuna.Study, trial: FrozenTrial, folder: Path, ended: s
     standing = f"; best so far: trial {best.number} with {best.value:.4f}" if best else ""
     if ended == "PRUNED":
         return f"{name}: pruned{standing}"
-    return f"{name}: {study.trials[trial.number].value:.4f}{standing}"
+    return f"{name}: {study.get_trials(deepcopy=False)[trial.number].value:.4f}{standing}"
 
 
 def check_hopeful(study: optuna.Study, folder: Path) -> None:
     """Raises ConfigError where so far every trial failed, several of them, for one reason."""
     ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    reasons = [read_json(folder / str(trial.number) / "trial.json").get("reason") for trial in ended]
-    if len(ended) >= SAME_FAILURES and all(reasons) and len(set(reasons)) == 1:
-        raise ConfigError(f"the first {len(ended)} trials all failed: {reasons[0]}; mend it and remove {folder}")
+    if len(ended) < SAME_FAILURES or any(trial.state is not TrialState.FAIL for trial in ended):
+        return
+    reasons = {trial.user_attrs.get("reason") for trial in ended}
+    if len(reasons) == 1 and (reason := reasons.pop()):
+        raise ConfigError(f"the first {len(ended)} trials all failed: {reason}; mend it and remove {folder}")
 
 
 def check_any_finished(study: optuna.Study, folder: Path) -> None:

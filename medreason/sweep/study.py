@@ -14,20 +14,22 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
+from optuna.distributions import BaseDistribution, check_distribution_compatibility
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, Pruner, Sampler, SearchConfig
 from medreason.core.recorded import mapping
 from medreason.core.run_directory import read_json, tokens_trained, write_json
 from medreason.core.storage import VARIABLE, hidden, keep, public, whole
+from medreason.sweep.paired import PairedPruner
 from medreason.sweep.space import LISTS_AS_CHOICES, size
 
 # a trial to carry out next; None: nothing is left to try
@@ -67,8 +69,10 @@ def open_study(url: str, name: str, pruner: BasePruner) -> optuna.Study:
         raise ConfigError(hidden(f"hydra.sweeper.storage={public(url)}: {type(error).__name__}: {said}")) from None
 
 
-def make_pruner(kind: Pruner, min_steps: int, reduction_factor: int) -> BasePruner:
-    """Optuna's pruner; steps are optimizer steps."""
+def make_pruner(kind: Pruner, min_steps: int, reduction_factor: int, folder: Path) -> BasePruner:
+    """The pruner of a sweep in `folder`; steps are optimizer steps."""
+    if kind is Pruner.paired:
+        return PairedPruner(folder, min_steps)
     if kind is Pruner.asha:
         return optuna.pruners.SuccessiveHalvingPruner(min_steps, reduction_factor)
     if kind is Pruner.hyperband:
@@ -90,32 +94,64 @@ def propose_new(space: Mapping[str, BaseDistribution], kind: Sampler, seed: int)
 
     A function of the trials so far alone, so that a sweep which was interrupted goes on as it would have.
     """
+    numbers: dict[str, int] = {}  # settings -> the trial that has tried them; they never change, so each is read once
 
     def propose(study: optuna.Study) -> dict[str, Any] | None:
         tried = study.get_trials(deepcopy=False)
-        sampler = make_sampler(kind, seed + len(tried))
-        # asked in a copy, for a trial once asked for in the study itself could not be taken back
-        copy = optuna.create_study(sampler=sampler, pruner=study.pruner, direction="minimize")
-        copy.add_trials([as_worst(trial) if trial.state is TrialState.FAIL else trial for trial in tried])
-        known = {canonical(trial.params): trial for trial in tried}
-        if len(known) >= size(space):
+        for trial in tried[len(numbers) :]:
+            numbers[canonical(trial.params)] = trial.number
+        if len(numbers) >= size(space):
             return None
+        sampler = make_sampler(kind, seed + len(tried))
+        # asked beside the study, for a trial once asked for in it could not be taken back
+        seen = Seen([ended(one, one.number) if one.state is TrialState.FAIL else one for one in tried])
+        beside = optuna.create_study(
+            storage=seen, study_name=study.study_name, sampler=sampler, pruner=study.pruner, direction="minimize"
+        )
         for attempt in range(500):
             if attempt == 50:  # it insists on what is known: let chance find what is left of a small space
-                copy.sampler = optuna.samplers.RandomSampler((seed + len(tried)) % 2**32)
-            asked = copy.ask(dict(space))
-            if canonical(asked.params) not in known:
-                return asked.params
-            value = known[canonical(asked.params)].value
-            copy.tell(asked, value, state=TrialState.PRUNED if value is None else TrialState.COMPLETE)
+                beside.sampler = optuna.samplers.RandomSampler((seed + len(tried)) % 2**32)
+            asked = beside.ask(dict(space)).params
+            if canonical(asked) not in numbers:
+                return asked
+            seen.trials.append(ended(tried[numbers[canonical(asked)]], len(seen.trials)))
         return None
 
     return propose
 
 
-def as_worst(trial: FrozenTrial) -> FrozenTrial:
-    """A failed trial as a sampler should see it: worse than all others. As FAIL it would be as if never tried."""
-    return optuna.trial.create_trial(state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions)
+class Seen(InMemoryStorage):
+    """A storage in which a sampler sees these trials, none of them copied; what is asked in it is not among them.
+
+    Optuna's own copies each trial in: with 2,000 of them it takes a second to ask for the next.
+    """
+
+    def __init__(self, trials: list[FrozenTrial]) -> None:
+        super().__init__()
+        self.trials, self.next_number = trials, len(trials)
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        return [trial for trial in self.trials if states is None or trial.state in states]
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        asked = super().get_trial(trial_id)
+        asked.number = self.next_number  # hyperband's bracket is a function of it
+        return asked
+
+
+def ended(trial: FrozenTrial, number: int) -> FrozenTrial:
+    """A trial as a sampler should see it once it has ended: with its value, or as worse than all others without one.
+
+    As FAIL it would be as if never tried.
+    """
+    state = TrialState.PRUNED if trial.value is None else TrialState.COMPLETE
+    seen = optuna.trial.create_trial(
+        state=state, value=trial.value, params=trial.params, distributions=trial.distributions
+    )
+    seen.number = number
+    return seen
 
 
 def propose_listed(listed: Sequence[dict[str, Any]]) -> Propose:
@@ -134,12 +170,16 @@ def canonical(params: Mapping[str, Any]) -> str:
 
 def begin(study: optuna.Study, params: dict[str, Any], space: Mapping[str, BaseDistribution]) -> FrozenTrial:
     """A new trial of the study with these values. Raises ConfigError where choices differ from the study's."""
-    study.enqueue_trial(params)
+    earlier = study.get_trials(deepcopy=False)[-1:]
+    begun = optuna.trial.create_trial(state=TrialState.RUNNING, params=params, distributions=dict(space))
     try:
-        number = study.ask(dict(space)).number
+        for name, one in (each for trial in earlier for each in trial.distributions.items()):
+            check_distribution_compatibility(one, space.get(name, one))  # Optuna's journal does not
+        # whole, at once: Optuna's ask writes each value by itself, and each write waits for the disk
+        trial_id = study._storage.create_new_trial(study._study_id, template_trial=begun)
     except ValueError as error:
         raise ConfigError(f"hydra.sweeper.params: {error}; give the new sweep another hydra.sweep.dir") from error
-    return study.get_trials(deepcopy=False)[number]
+    return study._storage.get_trial(trial_id)
 
 
 def running(study: optuna.Study) -> list[FrozenTrial]:
@@ -172,13 +212,28 @@ def settle(study: optuna.Study, trial: FrozenTrial, run: Path, retries: int) -> 
     return state.name
 
 
-def spent(search: SearchConfig, study: optuna.Study, folder: Path, hours: float) -> str | None:
+def count_tokens(folder: Path) -> Callable[[Sequence[FrozenTrial]], int]:
+    """A function of trials: the tokens that they have trained on. The files of those that have ended are read once."""
+    known: dict[int, int] = {}
+
+    def count(trials: Sequence[FrozenTrial]) -> int:
+        for trial in trials:
+            if trial.number not in known and trial.state.is_finished():
+                known[trial.number] = tokens_trained(folder / str(trial.number))
+        running = [trial.number for trial in trials if trial.number not in known]
+        return sum(known.values()) + sum(tokens_trained(folder / str(number)) for number in running)
+
+    return count
+
+
+def spent(
+    search: SearchConfig, study: optuna.Study, tokens: Callable[[Sequence[FrozenTrial]], int], hours: float
+) -> str | None:
     """Which budget of the sweep is used up, in words; None while there is room for another trial."""
     trials = study.get_trials(deepcopy=False)
-    tokens = sum(tokens_trained(folder / str(trial.number)) for trial in trials) if search.tokens else 0
     budgets = (
         ("trials", search.trials, len(trials)),
-        ("tokens", search.tokens, tokens),
+        ("tokens", search.tokens, tokens(trials) if search.tokens else 0),
         ("hours", search.hours, hours),
     )
     return next((f"{limit:,} {name}" for name, limit, used in budgets if limit and used >= limit), None)

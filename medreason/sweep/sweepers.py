@@ -1,4 +1,4 @@
-"""Hydra's sweepers of this project: a search by Optuna, its best trials again with several seeds, a plain grid.
+"""Hydra's sweepers of this project: searches by Optuna, their best trials again with several seeds, a plain grid.
 
 sweep --propose--> trial of a study on disk --Hydra's launcher--> run_trial --processes--> python -m medreason.train
                           ^                                                                        |
@@ -9,7 +9,7 @@ own, so whatever kills that leaves the sweep standing, and no memory is left on 
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,16 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from medreason.config import ConfigError, ConfirmConfig, Pruner, SearchConfig, TrainConfig, steps_of, typed
+from medreason.config import (
+    ConfigError,
+    ConfirmConfig,
+    LrThenRankConfig,
+    Pruner,
+    SearchConfig,
+    TrainConfig,
+    steps_of,
+    typed,
+)
 from medreason.core.cli import known_keys, load, unknown_setting
 from medreason.core.outside import one_line
 from medreason.core.overrides import override, spelled
@@ -34,70 +43,117 @@ if TYPE_CHECKING:  # Optuna's import takes a second that a mistaken command need
     from optuna.distributions import BaseDistribution
 
     from medreason.data.corpus import Split
+    from medreason.sweep.study import Propose
 
 
-class OptunaSweeper(Sweeper):
+class StudySweeper(Sweeper):
+    """What the sweepers with a study have in common: a launcher for their trials."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.command = config
+        self.trials = trial_launcher(hydra_context, config)
+
+
+class OptunaSweeper(StudySweeper):
     """hydra/sweeper=optuna: searches hydra.sweeper.params for the lowest monitored metric."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = typed(SearchConfig, settings)
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.command = config
-        self.trials = trial_launcher(hydra_context, config)
+    def sweep(self, arguments: list[str]) -> None:
+        space, shared = searched(self.settings, arguments)
+        from medreason.sweep.study import propose_new
+
+        propose = propose_new(space, self.settings.sampler, self.settings.seed)
+        search(self.command, self.trials, self.settings, space, shared, propose)
+
+
+class LrThenRankSweeper(StudySweeper):
+    """hydra/sweeper=lr_then_rank: searches the learning rate at one rank, then the ranks with the best one."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.settings = typed(LrThenRankConfig, settings)
 
     def sweep(self, arguments: list[str]) -> None:
         settings = self.settings
-        space, shared = read_space(settings.params, arguments)
-        if not space:
-            raise ConfigError("hydra.sweeper.params: nothing to search; for example lora.r: choice(8, 16)")
-        if unknown := [name for name in space if name not in known_keys(TrainConfig)]:
-            raise ConfigError(unknown_setting(unknown[0], TrainConfig))
-        folder = sweep_folder(self.command)
-        min_steps = first_rung(settings, *prepare_data(self.command))
-        check_same_sweep(folder, self.command, space)
-        from medreason.sweep.runner import carry_out_trials, check_any_finished
-        from medreason.sweep.study import make_pruner, open_study, propose_new, spent, storage_url
+        space, shared = searched(settings, arguments)
+        from medreason.sweep.lr_then_rank import check_scaling, propose_lr_then_rank
 
-        url = storage_url(settings.storage, folder)
-        pruning = {
-            "pruner": settings.pruner.value,
-            "min_steps": min_steps,
-            "reduction_factor": settings.reduction_factor,
-            "url": url,
-            "name": str(folder),
-        }
-        pruner = make_pruner(settings.pruner, min_steps, settings.reduction_factor)
-        study = open_study(url, str(folder), pruner)
-        began = time.monotonic()
-        carry_out_trials(
-            study,
-            settings,
-            folder,
-            self.trials,
-            space=space,
-            pruning=pruning,
-            propose=propose_new(space, settings.sampler, settings.seed),
-            describe=lambda params: (
-                [*shared, *(f"{name}={spelled(value)}" for name, value in params.items())],
-                {name: shown(value) for name, value in params.items()},
-            ),
-            over=lambda: spent(settings, study, folder, (time.monotonic() - began) / 3600),
-            sweep_file=[*(one for one in shared if one.startswith("sweeps=")), *without_secret(settings.storage)],
-        )
-        show(folder)
-        check_any_finished(study, folder)
+        check_scaling(shared, self.command.lora)
+        propose = propose_lr_then_rank(space, settings.rank, settings.sampler, settings.seed, settings.lr_trials)
+        search(self.command, self.trials, settings, space, shared, propose, rank=settings.rank)
 
 
-class ConfirmSweeper(Sweeper):
+def searched(settings: SearchConfig, arguments: list[str]) -> "tuple[dict[str, BaseDistribution], list[str]]":
+    """What a search chooses from, and the overrides that all its trials share. Raises ConfigError for a wrong space."""
+    space, shared = read_space(settings.params, arguments)
+    if not space:
+        raise ConfigError("hydra.sweeper.params: nothing to search; for example lora.r: choice(8, 16)")
+    if unknown := [name for name in space if name not in known_keys(TrainConfig)]:
+        raise ConfigError(unknown_setting(unknown[0], TrainConfig))
+    return space, shared
+
+
+def search(
+    command: DictConfig,
+    launcher: Launcher,
+    settings: SearchConfig,
+    space: "Mapping[str, BaseDistribution]",
+    shared: Sequence[str],
+    propose: "Propose",
+    **stages: int,
+) -> None:
+    """Carries out a search: what `propose` asks for, until a budget is used up; then its report.
+
+    `stages` is what else makes this search what it is: one with another does not go on with its trials.
+    """
+    folder = sweep_folder(command)
+    config, split = prepare_data(command)
+    if settings.pruner is Pruner.paired:
+        from medreason.sweep.paired import check_earlier, check_pairs
+
+        check_pairs(config.monitor, space, len(split.validation))
+    min_steps = first_rung(settings, config, split)
+    check_same_sweep(folder, command, space, stages)
+    from medreason.sweep.runner import carry_out_trials, check_any_finished
+    from medreason.sweep.study import count_tokens, make_pruner, open_study, spent, storage_url
+
+    url = storage_url(settings.storage, folder)
+    pruning = {
+        "pruner": settings.pruner.value,
+        "min_steps": min_steps,
+        "reduction_factor": settings.reduction_factor,
+        "url": url,
+        "name": str(folder),
+    }
+    study = open_study(url, str(folder), make_pruner(settings.pruner, min_steps, settings.reduction_factor, folder))
+    if settings.pruner is Pruner.paired:
+        check_earlier(study, folder)
+    began, tokens = time.monotonic(), count_tokens(folder)
+    carry_out_trials(
+        study,
+        settings,
+        folder,
+        launcher,
+        space=space,
+        pruning=pruning,
+        propose=propose,
+        describe=lambda params: (
+            [*shared, *(f"{name}={spelled(value)}" for name, value in params.items())],
+            {name: shown(value) for name, value in params.items()},
+        ),
+        over=lambda: spent(settings, study, tokens, (time.monotonic() - began) / 3600),
+        sweep_file=[*(one for one in shared if one.startswith("sweeps=")), *without_secret(settings.storage)],
+    )
+    show(folder)
+    check_any_finished(study, folder)
+
+
+class ConfirmSweeper(StudySweeper):
     """hydra/sweeper=confirm: trains the best trials of a finished sweep again, each with several seeds."""
 
     def __init__(self, **settings: Any) -> None:
         self.settings = typed(ConfirmConfig, settings)
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.command = config
-        self.trials = trial_launcher(hydra_context, config)
 
     def sweep(self, arguments: list[str]) -> None:
         settings = self.settings
@@ -111,7 +167,7 @@ class ConfirmSweeper(Sweeper):
         best = best_trials(Path(settings.sweep), settings.top)
         folder = sweep_folder(self.command)
         folder.mkdir(parents=True, exist_ok=True)
-        study = open_study(storage_url(settings.storage, folder), str(folder), make_pruner(Pruner.none, 1, 2))
+        study = open_study(storage_url(settings.storage, folder), str(folder), make_pruner(Pruner.none, 1, 2, folder))
         seeds = range(1, settings.seeds + 1)
         # in the study a trial is the number of the one it repeats, and a seed
         space = {"trial": CategoricalDistribution(list(best)), "seed": CategoricalDistribution(list(seeds))}
@@ -163,7 +219,7 @@ def without_secret(storage: str | None) -> list[str]:
     return [] if storage is None or public(storage) == storage else [override(SETTING, public(storage))]
 
 
-OWN: tuple[type[Sweeper], ...] = (OptunaSweeper, ConfirmSweeper, GridSweeper)
+OWN: tuple[type[Sweeper], ...] = (OptunaSweeper, LrThenRankSweeper, ConfirmSweeper, GridSweeper)
 SWEEPERS = {f"hydra_plugins.medreason.{sweeper.__name__}": sweeper for sweeper in OWN}
 
 
@@ -192,7 +248,9 @@ def sweep_folder(config: DictConfig) -> Path:
     return folder
 
 
-def check_same_sweep(folder: Path, config: DictConfig, space: "Mapping[str, BaseDistribution]") -> None:
+def check_same_sweep(
+    folder: Path, config: DictConfig, space: "Mapping[str, BaseDistribution]", stages: Mapping[str, int]
+) -> None:
     """Keeps what all trials share in FOLDER/sweep.json.
 
     Raises ConfigError where trials were carried out there with something else: their results could not be compared.
@@ -201,7 +259,7 @@ def check_same_sweep(folder: Path, config: DictConfig, space: "Mapping[str, Base
         key: value
         for key, value in flat(OmegaConf.to_container(run_settings(config), resolve=True, enum_to_str=True)).items()
         if key not in space and not key.startswith("logger.")
-    }
+    } | {f"hydra.sweeper.{name}": value for name, value in stages.items()}
     earlier = read_json(folder / "sweep.json").get("shared", {})
     differing = [key for key in {**earlier, **shared} if earlier.get(key) != shared.get(key) and key not in space]
     if earlier and differing and any((run / "metrics.csv").is_file() for run in folder.iterdir()):
@@ -211,7 +269,8 @@ def check_same_sweep(folder: Path, config: DictConfig, space: "Mapping[str, Base
             "give it another hydra.sweep.dir"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "sweep.json", {"shared": shared, "space": {name: str(one) for name, one in space.items()}})
+    searched = {name: str(one) for name, one in space.items()}
+    write_json(folder / "sweep.json", {"shared": shared, "space": searched, **stages})
 
 
 def run_settings(config: DictConfig) -> DictConfig:

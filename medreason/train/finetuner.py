@@ -12,7 +12,7 @@ from torch.nn.utils import clip_grad_norm_
 from medreason.batch import PackedBatch
 from medreason.config import OptimConfig, RunFailed
 from medreason.core.progress import say
-from medreason.models.load import summed_loss
+from medreason.models.load import document_losses, summed_loss
 from medreason.train.optimizer import build_optimizer, build_schedule, settle_rates
 
 
@@ -44,6 +44,7 @@ class Finetuner(L.LightningModule):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, frozen)  # type: ignore[no-untyped-call]
         self.step_loss: Tensor | None = None
         self.validation_loss, self.validation_targets = 0.0, 0
+        self.by_document = False  # whether validations tell the loss of each document
         self.skipped, self.skipped_steps = False, 0  # whether the last step was; how many since the run began
         self.validated_step: int | None = None  # optimizer steps behind the last validation of this process
         self.validated_loss = math.nan  # held-out loss found there
@@ -107,9 +108,12 @@ class Finetuner(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.validation_loss, self.validation_targets = 0.0, 0
 
-    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        self.validation_loss += summed_loss(self.model, batch).item()
+    def validation_step(self, batch: PackedBatch, batch_idx: int) -> Tensor | None:
+        """The losses of the batch's documents, (documents,), where they are asked for."""
+        losses = document_losses(self.model, batch) if self.by_document else None
+        self.validation_loss += (summed_loss(self.model, batch) if losses is None else losses.sum()).item()
         self.validation_targets += batch.targets
+        return losses
 
     def on_validation_epoch_end(self) -> None:
         sums = torch.tensor([self.validation_loss, self.validation_targets], device=self.device, dtype=torch.float64)

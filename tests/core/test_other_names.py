@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from medreason.config import ConfigError, EvaluateConfig, ExportConfig, SearchConfig, TrainConfig
+from medreason.config import ConfigError, EvaluateConfig, ExportConfig, LrThenRankConfig, TrainConfig
 from medreason.core import cli
 from medreason.core.cli import composed, known_keys
 from medreason.core.other_names import NAMES, NOTHING, SWITCHES, VALUES, answer, foreign
 from support import ROOT
 
 OPTIONS = ["--multirun", "-m", "--cfg", "-c", "--run", "--resolve", "--config-name", "-cn", "--help"]
-KEYS = [*known_keys(TrainConfig), "experiments", "sweeps", *known_keys(SearchConfig, "hydra.sweeper.")]
+KEYS = [*known_keys(TrainConfig), "experiments", "sweeps", *known_keys(LrThenRankConfig, "hydra.sweeper.")]
 
 
 def said(line: str, schema: type = TrainConfig) -> str | None:

@@ -13,7 +13,7 @@ from medreason.config import (
     ConfigError,
     ConfirmConfig,
     ExportConfig,
-    SearchConfig,
+    LrThenRankConfig,
     TrainConfig,
 )
 from medreason.core.cli import help_page
@@ -25,7 +25,7 @@ def told(schema: type, name: str) -> Setting:
     return next(setting for setting in describe(schema) if setting.name == name)
 
 
-@pytest.mark.parametrize("schema", [*SCHEMAS.values(), SearchConfig, ConfirmConfig])
+@pytest.mark.parametrize("schema", [*SCHEMAS.values(), LrThenRankConfig, ConfirmConfig])
 def test_every_setting_has_a_meaning_and_says_what_it_takes(schema: type) -> None:
     for setting in describe(schema):
         assert setting.meaning, setting.name
@@ -42,7 +42,9 @@ def test_a_setting_is_told_with_type_unit_range_and_default() -> None:
     assert told(TrainConfig, "optim.warmup_steps").range.startswith("a share below 1, or a whole number from 0")
     assert told(TrainConfig, "seed").range == f"in 0 to {config.SEEDS - 1}"
     assert told(TrainConfig, "optim.decay").type == "one of linear, cosine, constant"
-    assert told(SearchConfig, "parallel").range == "positive, at most 10,000"  # checked in the class that it extends
+    assert (
+        told(LrThenRankConfig, "parallel").range == "positive, at most 10,000"
+    )  # checked in the class that it extends
 
 
 def test_what_hangs_on_another_setting_is_no_range() -> None:

@@ -15,6 +15,7 @@ from medreason.data.datamodule import PackedLoader
 from medreason.data.tokenization import tokenize
 from medreason.models.load import (
     context_tokens,
+    document_losses,
     load_model,
     load_tokenizer,
     load_trained,
@@ -81,6 +82,21 @@ def test_documents_padded_in_a_batch_lose_what_they_lose_packed_in_a_row(
     with torch.no_grad():
         losses = [summed_loss(model, loader.batch(loader.order(0), 0)).item() for loader in (packed, padded)]
     assert losses[0] == pytest.approx(losses[1], rel=PRECISIONS[precision] / 10)
+
+
+@pytest.mark.parametrize("precision", [*PRECISIONS, "bf16", "fp8"])
+def test_a_document_loses_in_a_row_of_several_what_it_loses_alone(
+    make_model: Callable[..., Any], tokenizer: Any, cases: list[Example], precision: str
+) -> None:
+    model = make_model(replace(TINY, precision=Precision(precision)))
+    several, rel = one_row(tokenizer, cases[:5]), PRECISIONS.get(precision, 5e-3)
+    losses = document_losses(model, several.batch([0], 0))
+    alone = [document_losses(model, one_row(tokenizer, [case]).batch([0], 0)).item() for case in cases[:5]]
+    by_place = [alone[member] for member in several.members(0)]
+    assert losses.tolist() == pytest.approx(by_place, rel=rel)
+    assert max(alone) > 1.05 * min(alone), "alike documents would not tell their order"
+    assert losses.sum().item() == pytest.approx(summed_loss(model, several.batch([0], 0)).item(), rel=rel / 10)
+    assert len(document_losses(model, replace(several.batch([0], 0), targets=0))) == 0
 
 
 def test_only_lora_is_trained_and_in_float32(make_model: Callable[..., Any]) -> None:

@@ -77,6 +77,31 @@ def test_every_ending_is_counted_and_explained(sweep: Path) -> None:
     assert "too slow" in page
 
 
+def test_many_failures_are_counted_by_reason_and_folded(sweep: Path) -> None:
+    for number in range(6, 30):
+        why = "OutOfMemoryError" if number % 3 else "train/loss became nan"
+        write_trial(sweep / str(number), {"lora.r": 64}, [1.0], "FAIL", reason=why)
+    page = written(sweep)
+    rows = rows_of(page, "Failures and interruptions")
+    assert rows[:2] == [["failed", "OutOfMemoryError", "16"], ["failed", "train/loss became nan", "8"]]
+    assert "<summary>all 27 of them</summary>" in page
+
+
+def test_a_search_of_rates_and_then_ranks_is_told_in_its_two_stages(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    write_trial(folder / "0", {"lora.r": 16, "optim.lr": 1e-4}, [1.5, 1.4, 1.3])
+    (folder / "sweep.json").write_text('{"rank": 16}')
+    assert "is trial 0, optim.lr=1e-4; other ranks have not been tried with it yet." in written(folder)
+    write_trial(folder / "1", {"lora.r": 16, "optim.lr": 1e-3}, [1.2, 1.2, 1.2])
+    write_trial(folder / "2", {"lora.r": 32, "optim.lr": 1e-3}, [1.1, 1.1, 1.1])
+    write_trial(folder / "3", {"lora.r": 8, "optim.lr": 1e-3}, [1.9], "PRUNED")
+    page = written(folder)
+    assert "The best of 2 trials at lora.r=16 is trial 1, optim.lr=0.001; the other ranks were then tried" in page
+    assert rows_of(page, "Learning rate, then rank") == [
+        ["3", "8", "1.9000 (pruned)", ""], ["1", "16", "1.2000", ""], ["2", "32", "1.1000", "-0.1000"],
+    ]  # fmt: skip
+
+
 def test_pruning_saves_what_the_pruned_would_have_trained_on(sweep: Path) -> None:
     trials = read_sweep(sweep)
     assert [trial.tokens for trial in trials] == [30_000, 30_000, 10_000, 10_000, 30_000, 10_000]

@@ -17,9 +17,9 @@ from medreason.core.overrides import override
 from medreason.core.processes import claim
 from medreason.core.run_directory import read_json, tokens_trained, write_json
 from medreason.core.storage import hidden, whole
-from medreason.sweep.runner import best_trials, carry_out_trials, check_any_finished
+from medreason.sweep.runner import best_trials, carry_out_trials, check_any_finished, next_batch
 from medreason.sweep.space import read_space
-from medreason.sweep.study import make_pruner, open_study, propose_new, spent, storage_url
+from medreason.sweep.study import begin, count_tokens, make_pruner, open_study, propose_new, spent, storage_url
 
 SPACE, _ = read_space({"lora.r": "choice(4,8,16,1000)", "optim.lr": "tag(log,interval(1e-5,1e-1))"}, [])
 Train = Callable[[Path, dict[str, float]], None]
@@ -48,7 +48,7 @@ def sweep(folder: Path, train: Train, trials: int = 20, parallel: int = 1, retri
         None, parallel, 1, retries, Sampler.tpe, Pruner.none, 1, 3, trials, None, None, 7, {}
     )  # fmt: skip
     folder.mkdir(exist_ok=True)
-    study = open_study(storage_url(None, folder), "s", make_pruner(search.pruner, 1, 3))
+    study = open_study(storage_url(None, folder), "s", make_pruner(search.pruner, 1, 3, folder))
     player = Player(train)
     carry_out_trials(
         study,
@@ -59,7 +59,7 @@ def sweep(folder: Path, train: Train, trials: int = 20, parallel: int = 1, retri
         pruning={},
         propose=propose_new(SPACE, search.sampler, search.seed),
         describe=lambda params: ([override(k, v) for k, v in params.items()], {k: str(v) for k, v in params.items()}),
-        over=lambda: spent(search, study, folder, 0),
+        over=lambda: spent(search, study, count_tokens(folder), 0),
     )
     return player
 
@@ -167,6 +167,25 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> Non
     assert sweep(tmp_path / "s", learn, trials=3).launched == [0]
 
 
+def test_a_process_with_nothing_to_do_says_whether_others_still_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = open_study(storage_url(None, tmp_path), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
+    search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, 9, None, None, 7, {})
+    number = begin(study, {"lora.r": 8, "optim.lr": 1e-3}, SPACE).number
+
+    def said() -> str:
+        assert not next_batch(study, search, tmp_path, SPACE, lambda study: None, lambda: None)
+        return capsys.readouterr().out
+
+    (tmp_path / str(number)).mkdir()
+    with claim(tmp_path / str(number)) as held:
+        assert held is not None
+        assert "what is left waits for trials that other processes carry out" in said()
+    study.tell(number, 1.0)
+    assert "everything there is to try has been tried" in said()
+
+
 def test_trials_that_all_fail_for_one_reason_end_the_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the first 3 trials all failed: the disk is full; mend it"):
         sweep(tmp_path / "s", lambda run, given: end(run, "failed: the disk is full"))
@@ -179,10 +198,10 @@ def test_tokens_are_a_budget(tmp_path: Path) -> None:
 
     search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, None, 1000, None, 7, {})
     sweep(tmp_path / "s", train, trials=2)
-    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3))
-    assert spent(search, study, tmp_path / "s", 0) is None
+    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
+    assert spent(search, study, count_tokens(tmp_path / "s"), 0) is None
     sweep(tmp_path / "s", train, trials=3)
-    assert spent(search, study, tmp_path / "s", 0) == "1,000 tokens"
+    assert spent(search, study, count_tokens(tmp_path / "s"), 0) == "1,000 tokens"
 
 
 def test_the_best_trials_of_a_folder_come_best_first_with_what_repeats_them(tmp_path: Path) -> None:
@@ -218,7 +237,7 @@ def test_a_damaged_metrics_file_is_read_as_far_as_it_can_be(content: bytes, tmp_
 
 def test_a_sweep_in_which_every_trial_failed_is_no_success(tmp_path: Path) -> None:
     sweep(tmp_path / "s", lambda run, given: end(run, f"failed: reason {run.name}"), trials=2)
-    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3))
+    study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     with pytest.raises(RunFailed, match="every trial failed, 2 in all: reason 0 \\(1 of them\\)"):
         check_any_finished(study, tmp_path / "s")
     sweep(tmp_path / "s", learn, trials=6)
@@ -250,7 +269,7 @@ def test_a_storages_password_is_in_no_file_and_no_message(tmp_path: Path, monkey
     assert whole("postgresql://other@localhost/db") == "postgresql://other@localhost/db"
     assert storage_url(None, tmp_path) == url
     with pytest.raises(ConfigError) as refused:
-        open_study(url, "s", make_pruner(Pruner.none, 1, 3))
+        open_study(url, "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     assert "s3cr" not in str(refused.value) and "hush" not in str(refused.value)
     assert refused.value.__cause__ is None
     assert hidden(f"could not connect to {whole(url)}").count("***") >= 1

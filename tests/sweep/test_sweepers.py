@@ -152,7 +152,9 @@ def test_the_best_trials_are_confirmed_with_other_seeds_through_another_launcher
     ("overrides", "said"),
     [
         (["hydra.sweeper.trials=0"], "hydra.sweeper.trials must be positive or null, got 0"),
-        (["hydra.sweeper.pruner=ashes"], "Invalid value 'ashes', expected one of [none, asha, hyperband, median]"),
+        (["hydra.sweeper.pruner=ashes"], "Invalid value 'ashes', expected one of [none, asha, hyperband, median, "),
+        (["hydra.sweeper.pruner=paired", "data.format=choice(think,seed)"], "paired: with data.format among what is"),
+        (["sweeps=lr_then_rank", "lora.alpha=choice(4,8)"], "lora.alpha: sweeps=lr_then_rank takes one"),
         (["hydra.sweeper.trails=3"], "hydra.sweeper.trails: no such setting"),
         (["data.pth=x"], "data.pth: no such setting (did you mean data.path?)"),
         (["lora.rank=choice(1,2)"], "lora.rank: no such setting (did you mean lora.r?)"),
