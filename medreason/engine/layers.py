@@ -1,4 +1,4 @@
-"""The fast engine: decoder layers of Llama's and Mistral's shape, each as one step forward and one back.
+"""The fast engine: decoder layers of Llama's, Mistral's and Qwen's shape, each as one step forward and one back.
 
     x --norm--> q k v --rotate, attend--> o --+ x--> x2 --norm--> gate up --swiglu--> down --+ x2--> next layer
 
@@ -49,26 +49,25 @@ class Projection:
     """
 
     def __init__(
-        self, owner: nn.Module, names: Sequence[str], how: "How", device: torch.device, channels: bool = False
+        self, owner: nn.Module, names: Sequence[str], how: How, device: torch.device, channels: bool = False
     ) -> None:
         modules = [getattr(owner, name) for name in names]
+        heights, width = [base_of(module).out_features for module in modules], base_of(modules[0]).in_features
         biases = [base_of(module).bias for module in modules]
         ranks = sum(module.r["default"] for module in modules if hasattr(module, "lora_A"))
-        height, width = sum(base_of(module).out_features for module in modules), base_of(modules[0]).in_features
+        height = sum(heights)
         # where a product gives far more than it takes, a pass over what it gives costs more than channels do
         channels = channels and how.fp8 and 0 < PARTS * ranks <= TAIL
         self.tailed = channels and height >= 3 * width
         self.tailed_back = channels and width >= 3 * height
         room, turned_room = TAIL * self.tailed, TAIL * self.tailed_back
-        self.weight = Weight(hold(owner, names, how.precision, device, room), how.fp8, how.copies, room, turned_room)
+        held = hold(owner, names, device, how.precision, how.fp8, room)
+        self.weight = Weight(held, how.fp8, how.copies, room, turned_room)
         self.ratios = torch.zeros(2, device=device)  # what balances an adapter's channels, forward and backward
         self.dtype, self.factor = self.weight.dtype, 1.0
         self.bias: Tensor | None = None
-        heights = [base_of(module).out_features for module in modules]
         if any(bias is not None for bias in biases):
-            parts = [
-                torch.zeros(height) if bias is None else bias for bias, height in zip(biases, heights, strict=True)
-            ]
+            parts = [torch.zeros(own) if bias is None else bias for bias, own in zip(biases, heights, strict=True)]
             self.bias = torch.cat([part.detach().to(device, self.dtype) for part in parts])
         self.parts: list[tuple[slice, slice]] = []  # of each adapter: columns of the result, its ranks
         self.parameters: list[nn.Parameter] = []  # A and B of each adapter, float32

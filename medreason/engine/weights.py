@@ -60,9 +60,9 @@ class InSixteen:
 
 
 class InEight:
-    """The same in E4M3. Replaces each layer in its `owner` by one that multiplies in eight bits."""
+    """The same in E4M3. Replaces each layer in its `owner` by one that multiplies so, in eight bits or in 16."""
 
-    def __init__(self, owner: nn.Module, names: Sequence[str], device: torch.device, room: int) -> None:
+    def __init__(self, owner: nn.Module, names: Sequence[str], device: torch.device, fp8: bool, room: int) -> None:
         layers = [getattr(owner, name) for name in names]
         weights = [frozen_weight(layer).detach() for layer in layers]
         self.dtype = weights[0].dtype
@@ -74,16 +74,14 @@ class InEight:
         for name, layer, own in zip(names, layers, weights, strict=True):
             part = slice(start, start + len(own))
             start = part.stop
-            frozen = FrozenLinear(Rows(values[part], scale[part]), base_of(layer).bias, self.dtype)
+            frozen = FrozenLinear(Rows(values[part], scale[part]), base_of(layer).bias, self.dtype, fp8)
             if hasattr(layer, "base_layer"):
                 layer.base_layer = frozen
             else:
                 setattr(owner, name, frozen)
 
     def wide(self) -> Tensor:
-        assert self.rows.scale is not None
-        wide = self.rows.left(self.width).values.to(self.dtype)
-        return wide.mul_(self.rows.scale.to(self.dtype))  # powers of two: nothing is rounded
+        return widened(self.rows.left(self.width), self.dtype)
 
     def eight(self, room: int) -> Rows:
         return self.rows
@@ -135,17 +133,25 @@ class InFour:
         return torch.split(matrix, [height for height, _ in self.shapes], dim)
 
 
-def hold(owner: nn.Module, names: Sequence[str], precision: Precision, device: torch.device, room: int) -> Held:
+def widened(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """Frozen rows in 16 or 32 bits. Their scales are powers of two: nothing is rounded."""
+    assert rows.scale is not None
+    return rows.values.to(dtype).mul_(rows.scale.to(dtype))
+
+
+def hold(
+    owner: nn.Module, names: Sequence[str], device: torch.device, precision: Precision, fp8: bool, room: int
+) -> Held:
     """The weights of the linear layers of these names, as `precision` says; in nf4 they come so from the loader.
 
-    Where they are held as they are multiplied, `room` columns are held beside them.
+    They will be multiplied in eight bits (`fp8`) or 16. Where they are held so, `room` columns are held beside them.
     """
     layers = [getattr(owner, name) for name in names]
     if precision is Precision.nf4:
         for layer in layers:
             layer.to(device)
         return InFour(layers)
-    return InEight(owner, names, device, room) if precision is Precision.fp8 else InSixteen(layers, device)
+    return InEight(owner, names, device, fp8, room) if precision is Precision.fp8 else InSixteen(layers, device)
 
 
 class Weight:
@@ -186,18 +192,21 @@ class Weight:
 class FrozenLinear(nn.Module):
     """A linear layer whose weight is fixed rows, for passes that need no gradient of the input."""
 
-    def __init__(self, weight: Rows, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(self, weight: Rows, bias: Tensor | None, dtype: torch.dtype, fp8: bool) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.values.shape
-        self.dtype = dtype
+        self.dtype, self.fp8 = dtype, fp8
         self.register_buffer("weight", weight.values)
         self.register_buffer("weight_scale", weight.scale)
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = quantise(x.reshape(-1, self.in_features))
         weight: Rows = Rows(self.weight, self.weight_scale)  # type: ignore[arg-type]
-        y = product(rows, weight, self.dtype).view(*x.shape[:-1], self.out_features)
+        if not self.fp8:
+            return nn.functional.linear(x, widened(weight, self.dtype), self.bias)  # type: ignore[arg-type]
+        y = product(quantise(x.reshape(-1, self.in_features)), weight, self.dtype).view(
+            *x.shape[:-1], self.out_features
+        )
         return y if self.bias is None else y + self.bias  # type: ignore[operator]
 
 

@@ -187,10 +187,11 @@ def check_precision(model: ModelConfig, key: str = "model.precision") -> None:
         return
     capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
     if capability < (8, 0):
-        instead = "model.engine=unsloth model.precision=nf4" if key == "model.precision" else f"{key}=nf4"
+        own = key == "model.precision"
+        what = f"{key}={model.precision.value}: the fast engine" if own else "the fast engine that trained this"
+        instead = "use model.engine=unsloth model.precision=nf4" if own else f"with {key}=nf4 Unsloth's answers"
         raise ConfigError(
-            f"{key}={model.precision.value}: the fast engine needs a GPU of compute capability 8.0 or newer (Ampere), "
-            f"and {name} is older; use {instead}"
+            f"{what} needs a GPU of compute capability 8.0 or newer (Ampere), and {name} is older; {instead}"
         )
     if model.compute_dtype is ComputeDtype.fp8 and capability < FP8_PRODUCTS:
         raise ConfigError(

@@ -160,8 +160,7 @@ def load_model(
 ) -> Any:
     """A PEFT model in training mode: base frozen in `model.precision`, LoRA in float32.
 
-    `copies` and `spared` are the fast engine's (engine/layers.How).
-    `row_tokens` are those of a forward pass. `dtype` is what Unsloth computes in; None: bfloat16 where the hardware
+    `copies` and `spared` are the fast engine's (engine/layers.How). `row_tokens` are those of a forward pass. `dtype` is what Unsloth computes in; None: bfloat16 where the hardware
     does so fast, else float16 on a GPU and float32 on a CPU.
 
     Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
@@ -249,6 +248,7 @@ def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
         row_tokens=context_tokens(config.model),
         recompute=Recompute.none,
         seed=config.seed,
+        copies=0,  # answers come from transformers' own layers
         dtype=trained_dtype(config.trainer.precision) if torch.cuda.is_available() else None,
     )
     if adapter is not None:

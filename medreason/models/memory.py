@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from medreason.batch import LOGIT_ROWS
 from medreason.config import Algorithm, ConfigError, Precision, Recompute
+from medreason.engine.fp8 import TAIL
 from medreason.models.flops import Shape, linear_weights, token_flops
 
 GIB = 2**30
@@ -56,7 +57,6 @@ SPEED = {
     ("nf4", Recompute.none): 0.37, ("nf4", Recompute.unsloth): 0.26,
     ("half", Recompute.none): 0.38,
 }  # fmt: skip
-CHANNELS = 128  # columns beside gate's and up's rows, and beside down's transposed ones (TAIL of engine/kernels.py)
 MAKING = 0.025  # of a step's time, for each copy of the weights that is made anew
 
 
@@ -135,7 +135,8 @@ def held_bytes(shape: Shape, base: Base, copies: int) -> float:
     size = 1 if base.fp8 else 2  # of a number as it is multiplied
     kept = copies - (base.precision is Precision.fp8 and base.fp8)
     made = max(base.copies) - copies
-    beside = CHANNELS * shape.num_hidden_layers * i * (2 * (copies > 0) + (copies > 1)) if base.fp8 else 0
+    # columns beside the kept rows of gate and up, and beside down's transposed ones
+    beside = TAIL * shape.num_hidden_layers * i * (2 * (copies > 0) + (copies > 1)) if base.fp8 else 0
     return linears * (held + kept * size) + made * largest * size + beside
 
 

@@ -37,7 +37,7 @@ def test_a_product_of_held_rows_is_that_of_the_numbers_they_stand_for(tokens: in
 
 def test_a_frozen_layer_is_the_linear_layer_but_for_rounding() -> None:
     weight, x = torch.randn(48, 96), torch.randn(2, 5, 96)
-    frozen = FrozenLinear(quantise(weight), None, torch.float32)
+    frozen = FrozenLinear(quantise(weight), None, torch.float32, fp8=True)
     assert 1e-3 < relative(frozen(x), x @ weight.t()) < 0.05
 
 

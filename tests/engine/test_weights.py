@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from medreason.batch import PackedBatch
 from medreason.config import ConfigError, Precision, Recompute, TrainingEngine
+from medreason.engine.fp8 import product
 from medreason.engine.layers import How, adapt, check_held, four_bits
-from medreason.engine.weights import InFour, Weight, base_of
+from medreason.engine.weights import InFour, Weight, base_of, hold
 from medreason.models import embedded
 from medreason.models.load import load_model, summed_loss
 from medreason.models.prompts import Example
@@ -103,6 +105,19 @@ def test_answers_can_be_written_in_mid_training(batch: PackedBatch) -> None:
     model.train()
     assert all(map(torch.equal, bits[name], parts) for name, parts in held(model).items())
     assert summed_loss(model, batch).item() == before
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_answers_come_from_the_weights_as_they_are_multiplied(fp8: bool) -> None:
+    """A GPU before Ada has no product in eight bits, for answers neither."""
+    layer = torch.nn.Linear(32, 16)
+    owner = torch.nn.ModuleDict({"q": layer})
+    exact = layer(x := torch.randn(3, 32))
+    hold(owner, ["q"], torch.device("cpu"), Precision.fp8, fp8, room=0)
+    with patch("medreason.engine.weights.product", side_effect=product) as multiplied:
+        answer = owner["q"](x)
+    assert multiplied.called is fp8
+    assert 0 < (answer - exact).norm() < 0.06 * exact.norm()
 
 
 def test_a_joint_weight_is_its_parts_one_below_the_other() -> None:
