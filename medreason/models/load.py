@@ -160,8 +160,8 @@ def load_model(
 ) -> Any:
     """A PEFT model in training mode: base frozen in `model.precision`, LoRA in float32.
 
-    `copies` and `spared` are the fast engine's (engine/layers.How). `row_tokens` are those of a forward pass. `dtype` is
-    what Unsloth computes in; None: bfloat16 where the hardware does so fast, else float16 on a GPU and float32 on a
+    `copies` and `spared` are the fast engine's (engine/layers.How). `row_tokens` are those of a forward pass. `dtype`
+    is what Unsloth computes in; None: bfloat16 where the hardware does so fast, else float16 on a GPU and float32 on a
     CPU.
 
     Raises ConfigError where the machine cannot hold the base as asked, or the engine not the kind of LoRA.
