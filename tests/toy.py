@@ -22,7 +22,7 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout(0.2)
         self.embedding.weight.requires_grad = False
         shape = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 1}
-        self.config = SimpleNamespace(num_key_value_heads=1, vocab_size=TOKENS, **shape)
+        self.config = SimpleNamespace(model_type="llama", num_key_value_heads=1, vocab_size=TOKENS, **shape)
 
     def forward(self, input_ids: Any, labels: Any, **_: Any) -> Any:
         logits = self.head(self.dropout(self.embedding(input_ids)))[:, :-1]
