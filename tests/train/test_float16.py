@@ -52,9 +52,10 @@ def test_what_a_gpu_without_bfloat16_would_do_wrongly_is_refused(precision: str)
 @pytest.mark.usefixtures("turing")
 @pytest.mark.parametrize("precision", [Precision.fp8, Precision.bf16])
 def test_the_fast_engine_is_refused_where_its_numbers_are_unknown(precision: Precision) -> None:
-    with pytest.raises(ConfigError, match=f"model.precision={precision.value} needs a GPU of .* use model.*=nf4$"):
-        check_precision(precision)
-    check_precision(Precision.nf4)
+    model = composed("data=clinical_cases", f"model.precision={precision.value}").model
+    with pytest.raises(ConfigError, match=f"model.precision={precision.value}: .* needs a GPU of .* use model.*=nf4$"):
+        check_precision(model)
+    check_precision(composed("data=clinical_cases", "model.precision=nf4").model)
 
 
 def test_elsewhere_auto_is_32_bits() -> None:
