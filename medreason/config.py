@@ -504,7 +504,8 @@ class DataConfig:
 @dataclass
 class TrainerConfig:
     accelerator: str  # what trains
-    devices: int  # GPUs of this machine; with more than one, each is a process of its own (DDP)
+    nodes: int  # machines that train together; all see the run's folder
+    devices: int  # GPUs of each machine; with more than one, each is a process of its own (DDP)
     precision: str  # Lightning's, or auto: 32-true, but 16-mixed (float16 with a scaled loss) on a GPU without bfloat16
     max_epochs: int  # passes over the rows
     max_steps: int  # optimizer steps; the epochs end a run too. -1: the epochs alone do
@@ -531,7 +532,7 @@ class TrainerConfig:
         check(self.max_epochs > 0, "trainer.max_epochs", "be positive", self.max_epochs)
         check(self.max_steps == -1 or self.max_steps > 0, "trainer.max_steps", "be positive or -1", self.max_steps)
         check(self.memory_gib is None or self.memory_gib > 0, "trainer.memory_gib", "be positive", self.memory_gib)
-        for name in ("devices", "rows_per_batch", "accumulate"):
+        for name in ("nodes", "devices", "rows_per_batch", "accumulate"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
         check(self.patience is None or self.patience > 0, "trainer.patience", "be positive or null", self.patience)
         check(self.answer_questions >= 0, "trainer.answer_questions", "not be negative", self.answer_questions)
@@ -539,13 +540,18 @@ class TrainerConfig:
         for name in ("answer_batch", "max_answer_tokens"):
             check(getattr(self, name) > 0, f"trainer.{name}", "be positive", getattr(self, name))
         check_most(
-            self, "trainer.", max_epochs=10**6, max_steps=MOST_STEPS, memory_gib=10**6, devices=1024,
+            self, "trainer.", max_epochs=10**6, max_steps=MOST_STEPS, memory_gib=10**6, nodes=10_000, devices=1024,
             rows_per_batch=MOST_AT_ONCE, accumulate=10**6, validate_every_steps=MOST_STEPS,
             checkpoint_every_steps=MOST_STEPS, patience=MOST_STEPS, answer_questions=MOST_STEPS,
             answer_batch=MOST_AT_ONCE, max_answer_tokens=MOST_TOKENS,
         )  # fmt: skip
         for name in ("validate_every_steps", "checkpoint_every_steps"):
             setattr(self, name, share_or_steps(f"trainer.{name}", getattr(self, name)))
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train together, on all machines."""
+        return self.nodes * self.devices
 
 
 @dataclass
@@ -605,7 +611,9 @@ class TrainConfig:
 
 
 # settings that runs of earlier releases lack, with what those runs did
-NEWER = {"resume": None, "trainer.patience": None, "model.engine": "auto", "model.compute_dtype": "auto"}
+NEWER = {
+    "resume": None, "trainer.patience": None, "trainer.nodes": 1, "model.engine": "auto", "model.compute_dtype": "auto",
+}  # fmt: skip
 
 
 @dataclass

@@ -13,6 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from medreason.config import ConfigError
+from medreason.core.machines import machine, one_of_several, torchrun
 from medreason.core.overrides import override
 from medreason.core.progress import say
 from medreason.core.run_directory import read_json, read_metrics, series, write_json
@@ -21,16 +22,10 @@ from medreason.core.run_log import child_output
 GRACE_SECONDS = 60  # for an interrupted run to end its step and to save a checkpoint
 
 
-def run_command(overrides: Sequence[str], run: Path, devices: int) -> list[str]:
-    """The command of a run in the directory `run`, whose .hydra/ is there; with torchrun for several devices."""
-    several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"] if devices > 1 else []
+def run_command(overrides: Sequence[str], run: Path, nodes: int, devices: int) -> list[str]:
+    """The command of a run in the directory `run`, whose .hydra/ is there; with torchrun for several processes."""
     where = ["hydra.mode=RUN", override("hydra.run.dir", run), "hydra.output_subdir=null"]
-    return [sys.executable, *several, "-m", "medreason.train", *overrides, *where]
-
-
-def one_of_several() -> bool:
-    """Whether this process is one that torchrun started."""
-    return "LOCAL_RANK" in os.environ
+    return [sys.executable, *torchrun(nodes, devices, run), "-m", "medreason.train", *overrides, *where]
 
 
 @contextmanager
@@ -56,9 +51,9 @@ def claim(run: Path) -> Iterator[int | None]:
 def alone(run: Path) -> Iterator[None]:
     """Holds a run directory. Raises ConfigError where another process trains there.
 
-    A process that a sweep or another one started for this run leaves that to it.
+    A process that a sweep or another one started for this run leaves that to it, and so do all machines but the first.
     """
-    if one_of_several() or (run / "trial.json").is_file():
+    if one_of_several() or machine() or (run / "trial.json").is_file():
         yield
         return
     descriptor = os.open(run / ".lock", os.O_RDWR | os.O_CREAT)

@@ -24,7 +24,8 @@ SETTING = "resume"
 MAY_CHANGE = (
     "trainer.max_steps", "trainer.max_epochs", "trainer.patience", "trainer.validate_every_steps",
     "trainer.checkpoint_every_steps", "trainer.answer_questions", "trainer.answer_share", "trainer.answer_batch",
-    "trainer.max_answer_tokens", "trainer.accelerator", "trainer.devices", "trainer.rows_per_batch",
+    "trainer.max_answer_tokens", "trainer.accelerator", "trainer.nodes", "trainer.devices",
+    "trainer.rows_per_batch",
     "trainer.recompute", "trainer.memory_gib", "model.path", "data.path", "data.mix", "data.benchmarks",
 )  # fmt: skip
 
@@ -169,7 +170,7 @@ def nothing_left(config: TrainConfig, run: Path) -> str | None:
             return None
         more = [f"trainer.max_epochs={2 * earlier.max_epochs}"]
         rows = int(finite(mapping(record.get("data")).get("train_rows")) or 0)
-        by_epochs = earlier.max_epochs * -(-rows // (earlier.rows_per_batch * earlier.devices * earlier.accumulate))
+        by_epochs = earlier.max_epochs * -(-rows // (earlier.rows_per_batch * earlier.world_size * earlier.accumulate))
         if earlier.max_steps != -1:
             more = [f"trainer.max_steps={2 * steps}", *(more if by_epochs < 2 * steps else [])]
         how = "all of them"

@@ -16,9 +16,8 @@ import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import wraps
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -353,19 +352,3 @@ def told_traceback(path: Path, start: int) -> list[str]:
         if ends:
             break  # the error itself
     return [visible(line.removeprefix(process)) for line in told][-TRACEBACK_LINES:]
-
-
-def logged(name: str) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
-    """A task that keeps the log `name` in the run's directory, which Hydra has made."""
-
-    def in_log(task: Callable[[Any], None]) -> Callable[[Any], None]:
-        @wraps(task)
-        def told(config: Any) -> None:
-            from hydra.core.hydra_config import HydraConfig
-
-            with kept_log(Path(HydraConfig.get().runtime.output_dir) / name):
-                task(config)
-
-        return told
-
-    return in_log

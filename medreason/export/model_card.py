@@ -32,7 +32,7 @@ LORA = ("r", "alpha", "dropout", "target_modules", "rslora", "dora")
 TRAINING = (
     "optim.algorithm", "optim.lr", "optim.loraplus_ratio", "optim.weight_decay", "optim.warmup_steps", "optim.decay",
     "data.format", "data.packing", "data.row_tokens", "trainer.precision", "trainer.max_epochs", "trainer.max_steps",
-    "trainer.rows_per_batch", "trainer.accumulate", "trainer.devices", "seed",
+    "trainer.rows_per_batch", "trainer.accumulate", "trainer.devices", "trainer.nodes", "seed",
 )  # fmt: skip
 
 USE = """\

@@ -266,11 +266,11 @@ def check_steps(config: TrainConfig, rows: int, total_steps: int, resumed: Path 
             f"the run ends with its epochs, after {count(total_steps, 'optimizer step')} of "
             f"trainer.max_steps={trainer.max_steps}; raise trainer.max_epochs"
         )
-    together = trainer.rows_per_batch * trainer.accumulate * trainer.devices
+    together = trainer.rows_per_batch * trainer.accumulate * trainer.world_size
     if together > rows:
         found.append(
-            f"an optimizer step asks for {together} rows (trainer.rows_per_batch x accumulate x devices), and an epoch "
-            f"has {rows}: each step takes these"
+            f"an optimizer step asks for {together} rows (trainer.rows_per_batch x accumulate x devices x nodes), and "
+            f"an epoch has {rows}: each step takes these"
         )
     return found
 
@@ -285,7 +285,7 @@ def describe_few(config: TrainConfig, rows: int, total_steps: int, longest: int,
     """
     trainer, data, found = config.trainer, config.data, []
     if total_steps < FEW_STEPS and total_steps != trainer.max_steps:
-        together = trainer.rows_per_batch * trainer.devices * trainer.accumulate
+        together = trainer.rows_per_batch * trainer.world_size * trainer.accumulate
         an_epoch = -(-rows // together)
         epochs = -(-FEW_STEPS // an_epoch)
         ways = [f"trainer.max_epochs={epochs} makes {epochs * an_epoch}"]

@@ -119,7 +119,7 @@ def planned(
         algorithm=config.optim.algorithm,
         free=free,
     )
-    tokens = train_tokens // config.trainer.devices
+    tokens = train_tokens // config.trainer.world_size
     return found, seconds(shape, adapter_weights, base, found, tokens, peak_flops(device))
 
 

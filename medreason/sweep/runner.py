@@ -18,6 +18,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, RunFailed, TrialsConfig
+from medreason.core.machines import log_name, machine, take_place
 from medreason.core.overrides import command_line, override
 from medreason.core.processes import carry_out, claim, note_death, note_end, one_gpu, reporter, run_command
 from medreason.core.progress import describe_swept, say
@@ -139,6 +140,12 @@ def run_trial(config: DictConfig) -> None:
     log = run / "train.log"
     searchpath = [one for one in hydra.overrides.hydra if one.startswith("hydra.searchpath")]
     trainer = config.trainer
+    if trainer.nodes > 1:
+        take_place(trainer, [], run_given=True)
+        if machine():  # the first machine's job keeps the record
+            overrides = read_json(run / "run.json")["overrides"]
+            carry_out(run_command([*overrides, *searchpath], run, trainer.nodes, trainer.devices), log=run / log_name())
+            return
     with claim(run) as held:
         # a job that a scheduler took away and starts again finds its trial interrupted, not starting
         status = str(read_json(run / "run.json").get("status", ""))
@@ -148,12 +155,12 @@ def run_trial(config: DictConfig) -> None:
         record = read_json(run / "run.json") | {"status": "starting"}
         write_json(run / "run.json", record)
         say(f"{name}: {describe_swept(record['swept'])}   {log}")
-        alone = trainer.accelerator == "gpu" and trainer.devices == 1
+        alone = trainer.accelerator == "gpu" and trainer.nodes * trainer.devices == 1
         slots = HydraConfig.get().sweeper.trials_per_gpu
         gpu: AbstractContextManager[dict[str, str]] = one_gpu(slots, name) if alone else nullcontext({})
         with gpu as environment:
             code = carry_out(
-                run_command([*record["overrides"], *searchpath], run, trainer.devices),
+                run_command([*record["overrides"], *searchpath], run, trainer.nodes, trainer.devices),
                 log=log,
                 held=held,
                 environment=environment,

@@ -236,6 +236,12 @@ def trial_launcher(hydra_context: HydraContext, config: DictConfig) -> Launcher:
     """The launcher that the command asks for, with run_trial to launch. Raises ConfigError outside medreason.train."""
     if config.hydra.job.name != "train":
         raise ConfigError(f"sweeps are for medreason.train, not for medreason.{config.hydra.job.name}")
+    if config.trainer.nodes > 1 and "Slurm" not in str(config.hydra.launcher.get("_target_")):
+        nodes = config.trainer.nodes
+        raise ConfigError(
+            f"trainer.nodes={nodes}: a sweep's trials find several machines through hydra/launcher=submitit_slurm "
+            f"hydra.launcher.nodes={nodes} hydra.launcher.tasks_per_node=1"
+        )
     from medreason.sweep.runner import run_trial
 
     return Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=run_trial, config=config)
@@ -311,7 +317,7 @@ def first_rung(settings: SearchConfig, config: TrainConfig, split: "Split") -> i
 
     trainer = config.trainer
     data = prepare(config, split, load_tokenizer(config.model), lambda line: None)
-    total_steps = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
+    total_steps = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.world_size)
     steps = steps_of(settings.min_steps, total_steps)
     say(f"trials of {total_steps} optimizer steps; none is stopped before step {steps}")
     return steps

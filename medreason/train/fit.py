@@ -39,7 +39,7 @@ def fit(
 ) -> None:
     """Trains, measuring before and after; puts results into `record`. The run directory is complete afterwards."""
     settings = config.trainer
-    total_steps = data.total_steps(settings.max_epochs, settings.max_steps, settings.devices)
+    total_steps = data.total_steps(settings.max_epochs, settings.max_steps, settings.world_size)
     finetuner = Finetuner(model, config.optim, total_steps)
     loggers = all_loggers(config, run, resumed, record) if first_process() else []
     asked = data.split.examples(data.split.validation[: settings.answer_questions])
@@ -103,9 +103,10 @@ def lightning_trainer(
 ) -> L.Trainer:
     """Lightning's Trainer, with what this project does itself turned off."""
     settings = config.trainer
-    several = settings.devices > 1
+    several = settings.world_size > 1
     return L.Trainer(
         accelerator=settings.accelerator,
+        num_nodes=settings.nodes,
         devices=settings.devices,
         strategy=several_gpus() if several else "auto",
         # not left to Lightning: in a job of SLURM's it would leave starting processes to SLURM

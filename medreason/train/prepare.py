@@ -29,10 +29,10 @@ def prepared(
     trainer, loader = config.trainer, data.loaders["train"]
     if resumed is not None:
         try:
-            loader.check(checkpoint_position(resumed), trainer.devices)
+            loader.check(checkpoint_position(resumed), trainer.world_size)
         except ResumeMismatch as error:
             raise ConfigError(f"ckpt={resumed}: {error}; resume with the settings it was trained with") from error
-    total_steps = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
+    total_steps = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.world_size)
     behind = checkpoint_step(resumed) if resumed is not None else 0
     for line in planned_otherwise(config, data, total_steps, resumed, behind):
         say(line)
@@ -58,15 +58,15 @@ def planned_otherwise(
     trainer = earlier.trainer
     from medreason.train.optimizer import describe_course
 
-    planned = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices)
+    planned = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.world_size)
     return [] if planned == total_steps else [describe_course(config.optim, behind, planned, total_steps)]
 
 
 def trained_tokens(config: TrainConfig, data: Any) -> int:
     """Tokens of all rows that the run will train on, padding included."""
     loader, trainer = data.loaders["train"], config.trainer
-    rows = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.devices) * trainer.accumulate
-    return int(rows * trainer.rows_per_batch * trainer.devices * loader.slots() / len(loader.rows))
+    rows = data.total_steps(trainer.max_epochs, trainer.max_steps, trainer.world_size) * trainer.accumulate
+    return int(rows * trainer.rows_per_batch * trainer.world_size * loader.slots() / len(loader.rows))
 
 
 def settled(asked: Recompute, plan: "Need | None") -> Recompute:

@@ -7,16 +7,30 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from medreason.config import LoggerKind, RunFailed, TrainConfig
 from medreason.core.cli import command, swept_settings
-from medreason.core.overrides import command_line, override
-from medreason.core.processes import alone, carry_out, describe_exit, one_of_several, run_command
+from medreason.core.machines import (
+    BEAT_SECONDS,
+    Presence,
+    end_here,
+    ended_elsewhere,
+    ended_here,
+    forget,
+    gone,
+    log_name,
+    lost_connection,
+    one_of_several,
+    take_place,
+)
+from medreason.core.overrides import command_line, given_overrides, override
+from medreason.core.processes import alone, carry_out, describe_exit, run_command
 from medreason.core.progress import describe_corpus, first_process, quieten, say
 from medreason.core.recorded import finite, mapping
 from medreason.core.resume import nothing_left, repeated
@@ -31,7 +45,7 @@ from medreason.core.run_directory import (
     write_json,
     write_settings,
 )
-from medreason.core.run_log import child_output, logged, told_traceback
+from medreason.core.run_log import child_output, kept_log, told_traceback
 from medreason.core.what_next import after_run
 from medreason.data.corpus import read_split
 from medreason.data.sources import needs_hub
@@ -50,15 +64,26 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit code of a run that was asked to stop, as a shell has it for Ctrl-C
 
 
-@logged("train.log")
 def train(config: TrainConfig) -> None:
-    run = Path(HydraConfig.get().runtime.output_dir)
-    if config.resume is not None and not one_of_several() and (line := nothing_left(config, run)):
-        say(line)
-        return
-    let_segments_grow()
-    with alone(run):
-        train_alone(config, run)
+    hydra = HydraConfig.get()
+    run = Path(hydra.runtime.output_dir)
+    given = hydra.mode is RunMode.MULTIRUN or any(one.startswith("hydra.run.dir=") for one in hydra.overrides.hydra)
+    take_place(config.trainer, given_overrides(), given)
+    with kept_log(run / log_name()):
+        if goes_on(config) and (line := nothing_left(config, run)):
+            say(line)
+            return
+        let_segments_grow()
+        with alone(run):
+            train_alone(config, run)
+
+
+def goes_on(config: TrainConfig) -> bool:
+    """Whether a run that lies in the folder already is gone on with.
+
+    On several machines without being asked: a scheduler starts the same command again.
+    """
+    return config.trainer.nodes > 1 or (config.resume is not None and not one_of_several())
 
 
 def let_segments_grow() -> None:
@@ -78,19 +103,25 @@ def train_alone(config: TrainConfig, run: Path) -> None:
     if config.logger.kind is LoggerKind.wandb:
         check_wandb(config.logger)
     check_logger(config.logger)
-    resumed = resolve_checkpoint(config.ckpt, run)
+    resumed = resolve_checkpoint(config.ckpt, run) or earlier_checkpoint(config, run)
     if resumed is not None:
         check_resumed(config, resumed)
     split = read_split(config.data, say)
     read, *more = describe_corpus(split.corpus.report, split.left_out)
     for line in (f"{len(split.corpus):,} examples: {read}", *more):
         say(line)
-    if config.trainer.devices > 1 and not one_of_several():
+    if config.trainer.world_size > 1 and not one_of_several():
         # a mistake is told once, and here; the processes find the rows made
         prepared(config, split, resumed, lambda line: None)
         train_on_several(config, run, resumed)
     else:
         train_here(config, run, resumed, split)
+
+
+def earlier_checkpoint(config: TrainConfig, run: Path) -> Path | None:
+    """Where the same command ended before, of a run on several machines."""
+    last = run / "checkpoints" / "last.ckpt"
+    return resolve_checkpoint(str(last), run) if config.trainer.nodes > 1 and last.is_file() else None
 
 
 def overrides_of(config: TrainConfig, run: Path) -> list[str]:
@@ -100,22 +131,27 @@ def overrides_of(config: TrainConfig, run: Path) -> list[str]:
 
 
 def train_on_several(config: TrainConfig, run: Path, resumed: Path | None) -> None:
-    """Trains with a process for each device. Raises RunFailed with what the first of them put on record."""
+    """Trains with a process for each device of this machine. Raises RunFailed with what they put on record."""
     hydra = HydraConfig.get()
     overrides = list(hydra.overrides.task)
     earlier = read_json(run / "run.json") if resumed is not None and resumed.is_relative_to(run) else {}
     swept = swept_settings() or mapping(earlier.get("swept"))
-    write_json(
-        run / "run.json",
-        earlier | {"status": "starting", "swept": swept, "overrides": overrides_of(config, run)},
-    )
-    say(f"starting {config.trainer.devices} processes")
-    log = run / "train.log"
+    nodes, devices = config.trainer.nodes, config.trainer.devices
+    if first_process():
+        write_json(
+            run / "run.json",
+            earlier | {"status": "starting", "swept": swept, "overrides": overrides_of(config, run)},
+        )
+    say(f"starting {devices} processes" + (f" on each of {nodes} machines" if nodes > 1 else ""))
+    log = run / log_name()
     behind = log.stat().st_size if log.is_file() else 0
-    code = carry_out(run_command(overrides, run, config.trainer.devices))
-    status = str(read_json(run / "run.json").get("status"))
+    forget(run)
+    code = carry_out(run_command(overrides, run, nodes, devices))
     if code == 0:
         return
+    status = str(read_json(run / "run.json").get("status")) if first_process() else ended_here(run)
+    if nodes > 1 and status in ("starting", "running"):
+        raise RunFailed(f"{describe_exit(code)}, {gone(None)}; see {log}")
     if not status.startswith(("failed: RunFailed", "failed: ConfigError")):
         print(*told_traceback(log, behind), sep="\n", file=sys.stderr)  # their errors go into the log
     if status == "interrupted":
@@ -146,7 +182,12 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: "Spl
     quieten()
     free_memory()
     L.seed_everything(config.seed, verbose=False)
-    with end_on_record(run, record, config.monitor, seconds_before):
+    with ExitStack() as around:
+        if config.trainer.nodes > 1 and os.environ["LOCAL_RANK"] == "0":  # one process speaks for its machine
+            around.enter_context(Presence(run, config.trainer.nodes, lambda line: end_alone(run, record, line)))
+        around.enter_context(end_on_record(run, record, config.monitor, seconds_before))
+        if config.trainer.nodes > 1:
+            around.enter_context(loss_told(run, config.trainer.nodes))
         model = loaded(config, data, record)
         fit(config, run, resumed, model, tokenizer, data, record)
         record["status"] = "finished"
@@ -205,6 +246,30 @@ def loaded(config: TrainConfig, data: "MedicalReasoningData", record: dict[str, 
         spared=0 if plan is None else plan.spared,
         dtype=trained_dtype(record["precision"]),
     )
+
+
+@contextmanager
+def loss_told(run: Path, nodes: int) -> Iterator[None]:
+    """Makes RunFailed of what a process sees when another one, of this machine or another, is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not lost_connection(error):
+            raise
+        time.sleep(BEAT_SECONDS)  # the other one may be about to say why it ended
+        raise RunFailed(gone(ended_elsewhere(run, nodes))) from error
+
+
+def end_alone(run: Path, record: dict[str, Any], line: str) -> NoReturn:
+    """Ends this process, which waits for one that is gone, whatever it does at the moment."""
+    line = gone(line)
+    if first_process():
+        record["status"] = f"failed: RunFailed: {line}"
+        with suppress(OSError):
+            write_json(run / "run.json", record)
+    end_here(run, f"RunFailed: {line}")
+    print(f"medreason.train: {line}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @contextmanager
