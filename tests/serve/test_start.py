@@ -135,6 +135,24 @@ def test_a_served_model_is_evaluated_and_writes_what_it_writes_here(
     assert texts[0] == texts[1] and len(texts[0]) == 5
 
 
+def test_a_served_model_that_is_no_judge_gives_no_verdicts_and_that_is_said(
+    server: tuple[subprocess.Popen[str], str], taught_run: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"How warm is {i}?", "answer": "As warm as blood."} for i in range(2)]
+    (tmp_path / "open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [f"run={taught_run}", f"benchmarks=[{tmp_path}/open.jsonl]", "method=generate", "max_new_tokens=20"]
+    address = f"{server[1]}/v1"
+    said = run_command(
+        "evaluate", *asked, f"server={address}", f"judge={address}", "judge_tokens=20", f"output={tmp_path / 'out'}"
+    )
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert "none: no verdict" in said.stdout and "2 of 2" in said.stdout
+    assert "no verdict in 2 of the judge's 2 replies, asked again: there is no score" in said.stdout
+    lines = read_json_lines(tmp_path / "out" / "open_judge.jsonl")
+    assert {line["verdict"] for line in lines} == {None} and {line["question"] for line in lines} == {"1", "2"}
+    assert json.loads((tmp_path / "out" / "judge.json").read_text())["model"] == "run/export_merged"
+
+
 def test_ctrl_c_ends_the_server_and_leaves_no_process(server: tuple[subprocess.Popen[str], str]) -> None:
     process, url = server
     process.send_signal(signal.SIGINT)
