@@ -635,6 +635,9 @@ class EvaluateConfig:
     batching: Batching | None  # with method=generate; null: continuous on a GPU
     server: str | None  # with method=generate: address of an OpenAI-compatible server that writes instead
     served_model: str | None  # what the server calls the model; null: as medreason.serve does
+    judge: str | None  # with method=generate: address of an OpenAI-compatible server whose model judges open answers
+    judge_model: str | None  # what that server calls the judge; null: the one that it lists
+    judge_tokens: int  # that a reply of the judge may have, its reasoning included
     against: str | None  # folder of another evaluation, compared question by question
     output: str | None  # null: RUN/evaluation/METHOD, _base, _last or _served; for a model alone under runs/
     seed: int  # draws the questions of `limit`, orders of options and samples
@@ -644,12 +647,12 @@ class EvaluateConfig:
         check(bool(self.benchmarks), "benchmarks", "name at least one (benchmarks=[medqa])", [])
         check(self.limit is None or self.limit > 0, "limit", "be positive or null", self.limit)
         check(self.batch is None or self.batch > 0, "batch", "be positive or null", self.batch)
-        for name in ("max_new_tokens", "samples", "orders"):
+        for name in ("max_new_tokens", "samples", "orders", "judge_tokens"):
             check(getattr(self, name) > 0, name, "be positive", getattr(self, name))
         check(self.temperature > 0, "temperature", "be positive", self.temperature)
         check_most(
             self, "", limit=MOST_STEPS, batch=MOST_AT_ONCE, max_new_tokens=MOST_TOKENS, samples=10_000, orders=10_000,
-            temperature=1000,
+            temperature=1000, judge_tokens=MOST_TOKENS,
         )  # fmt: skip
         check(abs(self.seed) < 2**SEED_BITS, "seed", f"have at most {SEED_BITS} bits", self.seed)
         self.run = place("run", self.run)
@@ -665,6 +668,9 @@ class EvaluateConfig:
         check(written or not self.server, "server", "be null where nothing is written (method=generate)", self.server)
         named = self.served_model is not None
         check(not named or bool(self.server), "served_model", "be null without server=URL", self.served_model)
+        check(written or not self.judge, "judge", "be null where nothing is written (method=generate)", self.judge)
+        judging = self.judge_model is not None
+        check(not judging or bool(self.judge), "judge_model", "be null without judge=URL", self.judge_model)
         if self.server is not None:
             local = "be left out where a server writes, which holds the model as it is served"
             for name in ("base", "checkpoint", "precision", "batching"):

@@ -16,8 +16,9 @@ from medreason.core.outside import literal, one_line
 from medreason.core.progress import say
 from medreason.core.run_directory import provenance, write_json
 from medreason.core.settings_help import root
+from medreason.data.benchmarks import Kind
 from medreason.data.folders import table_name
-from medreason.data.known_benchmarks import HUB
+from medreason.data.known_benchmarks import HUB, read_task
 from medreason.evaluate.builtin import RUN_TASKS
 from medreason.evaluate.run import evaluate, read_records
 from medreason.inference.target import find_answerer
@@ -30,6 +31,9 @@ FORGETTING = "forgetting"
 def give_verdict(config: VerdictConfig) -> None:
     if "held_out" in (*config.benchmarks, *config.forgetting):
         raise ConfigError("benchmarks=held_out: its answers are neither right nor wrong; see medreason.evaluate")
+    for name in (*config.benchmarks, *config.forgetting):
+        if name not in HUB and name not in RUN_TASKS and read_task(name).kind is Kind.open:
+            raise ConfigError(f"benchmarks={name}: no rule knows its right answers; see medreason.evaluate judge=URL")
     if find_answerer(config.run, checkpoint=config.checkpoint).adapter is None:
         raise ConfigError(f"run={config.run}: a model alone, and no run or adapter to compare with its base")
     folder = Path(config.output or Path(config.run) / "evaluation" / f"verdict_{config.method.value}")

@@ -61,14 +61,16 @@ def test_a_worse_run_ends_a_script_that_asked_for_it(judged: Path, taught_run: P
     [
         (["run=embedded:tiny"], "run=embedded:tiny: a model alone, and no run or adapter to compare with its base"),
         (["run={run}", "benchmarks=[held_out]"], "benchmarks=held_out: its answers are neither right nor wrong"),
+        (["run={run}", "benchmarks=[{open}]"], "no rule knows its right answers; see medreason.evaluate judge=URL"),
         (["run={run}", "benchmarks=[clinical_cases]"], "its answers have no letters; set method=generate"),
         (["run={run}", "margin=-1"], "margin must be in 0 to 100, got -1"),
         (["run={run}", "benchmarks=[]"], "benchmarks must name at least one"),
         (["run={run}/none"], "none: no run directory, adapter or model there"),
     ],
 )
-def test_a_mistake_is_one_line(taught_run: Path, quiz: Path, words: list[str], said: str) -> None:
-    given = [word.format(run=taught_run) for word in words]
+def test_a_mistake_is_one_line(taught_run: Path, quiz: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    (tmp_path / "open.jsonl").write_text('{"question": "Why?", "answer": "Because."}\n')
+    given = [word.format(run=taught_run, open=tmp_path / "open.jsonl") for word in words]
     given += [] if any(word.startswith("benchmarks") for word in words) else [f"benchmarks=[{quiz}]"]
     told = run_command("verdict", *given)
     assert told.returncode == 2 and said in told.stderr and told.stderr.count("\n") == 1

@@ -60,9 +60,14 @@ class AnswersLine:
     """Tells how many questions are answered, and from the first token on how many were written."""
 
     def __init__(
-        self, what: str, questions: int, most_tokens: int | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        what: str,
+        questions: int,
+        most_tokens: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        unit: str = "questions",
     ) -> None:
-        self.what, self.questions, self.most_tokens = what, questions, most_tokens
+        self.what, self.questions, self.most_tokens, self.unit = what, questions, most_tokens, unit
         self.clock, self.began, self.line = clock, clock(), ProgressLine(clock)
         self.answered = self.tokens = 0
         self.tell()
@@ -77,7 +82,7 @@ class AnswersLine:
 
     def parts(self) -> list[str]:
         seconds = max(self.clock() - self.began, 1e-9)
-        found = [f"{self.what}  {self.answered:,}/{self.questions:,} questions"]
+        found = [f"{self.what}  {self.answered:,}/{self.questions:,} {self.unit}"]
         if self.tokens:
             found += [f"{self.tokens:,} tokens", f"{self.tokens / seconds:,.0f} tok/s"]
         if self.answered:
@@ -92,5 +97,5 @@ class AnswersLine:
             return
         self.line.end(stands=False)
         tokens = f", {self.tokens:,} tokens" if self.tokens else ""
-        said = f"{self.what}: {self.answered:,} questions{tokens} in {hours(self.clock() - self.began)}"
+        said = f"{self.what}: {self.answered:,} {self.unit}{tokens} in {hours(self.clock() - self.began)}"
         (say if stands or not STATE.terminal() else note)(said)

@@ -277,6 +277,7 @@ EXAMPLES = {
         "run=runs/RUN benchmarks=medqa,pubmedqa": "letters by their probability",
         "run=runs/RUN benchmarks=quiz.jsonl method=generate": "written answers",
         "run=runs/RUN base=true": "the model before the run",
+        "run=last benchmarks=open.jsonl method=generate judge=URL": "read by a judge",
     },
     "verdict": {
         "run=last benchmarks=medqa,pubmedqa": "better, worse or the same as the model before the run",

@@ -17,8 +17,10 @@ from medreason.data.benchmarks import (
     Question,
     Task,
     by_letter,
+    checked_own,
     from_medmcqa,
     from_row,
+    kind_of,
     letter_of,
     lettered,
     make_task,
@@ -46,7 +48,8 @@ def read_task(name_or_path: str, say: Callable[[str], None] = lambda line: None)
     if skipped := [f"{name} ({reason})" for name, reason in listing.skipped.items()]:
         say(f"{SETTING}={name_or_path}: not read: {some_of(skipped)}")
     rows = ((str(file), row) for file in listing.read for row in read_file(file, SETTING))
-    return make_task(table_name(path), (each for place, row in rows if (each := placed(place, row, from_row))))
+    found = [each for place, row in rows if (each := placed(place, row, from_row, checked_own))]
+    return make_task(table_name(path), found, kind_of(found))
 
 
 def hub_questions(name: str) -> Iterable[tuple[str, Question]]:

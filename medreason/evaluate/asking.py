@@ -29,12 +29,13 @@ from medreason.evaluate.extraction import huatuo_choice, strict_choice
 from medreason.inference.batched import Written, well_formed
 from medreason.inference.likelihood import completion_losses, option_logprobs, rows_of
 from medreason.models.control_tokens import encode, show
-from medreason.models.prompts import ANY_QUESTION, Example, asked_text, parse_answer
+from medreason.models.prompts import ANY_QUESTION, Example, asked_text, conversation_text, parse_answer
 from medreason.report.statistics import majority
 
-INSTRUCTION_BYTES = 256  # more than what is asked for after a question takes
+INSTRUCTION_BYTES = 256  # more than what is asked for after a question takes, or what parts two turns
 Record = dict[str, Any]
-Write = Callable[[Sequence[str]], Iterator[tuple[int, Written]]]  # prompts -> index of one, what was written to it
+Chat = list[dict[str, str]]  # turns in OpenAI's form: role, content
+Write = Callable[[Sequence[Any]], Iterator[tuple[int, Written]]]  # prompts -> index of one, what was written to it
 
 
 def by_likelihood(
@@ -98,7 +99,7 @@ def by_loss(
 
 def by_writing(
     write: Write,
-    prompted: Callable[[str], str],
+    prompted: Callable[[Question], str | Chat],
     questions: Sequence[Question],
     kind: Kind,
     style: Format,
@@ -109,7 +110,7 @@ def by_writing(
 ) -> Iterator[Record]:
     """Records with what the model wrote, and what it commits to; a record comes once its question is answered whole.
 
-    `prompted` makes of a user's turn the prompt that `write` takes; `begun` puts a beginning into the model's mouth.
+    `prompted` makes of a question the prompt that `write` takes; `begun` is the answer's beginning in it.
     """
     asked = [
         (number, order)
@@ -119,7 +120,7 @@ def by_writing(
     ]
     turned = [in_order(questions[number], order) for number, order in asked]
     beginnings = [begun(question) for question in turned]
-    prompts = [prompted(reasoning_prompt(one)) + begin for one, begin in zip(turned, beginnings, strict=True)]
+    prompts = [prompted(question) for question in turned]
     left = [0] * len(questions)
     for number, _ in asked:
         left[number] += 1
@@ -135,12 +136,29 @@ def by_writing(
             yield written_record(questions[number], prompts[places[0]], texts, kind, style)
 
 
+def question_text(tokenizer: Any, question: Question, style: Format) -> str:
+    """The prompt of a question that is answered in writing, turns before it included."""
+    return conversation_text(tokenizer, question.earlier, reasoning_prompt(question), style)
+
+
+def question_turns(question: Question) -> str | Chat:
+    """The same for a server: the user's turn, or where others come before it the whole chat."""
+    if not question.earlier:
+        return reasoning_prompt(question)
+    before = [
+        {"role": role, "content": said}
+        for pair in question.earlier
+        for role, said in zip(("user", "assistant"), pair, strict=True)
+    ]
+    return [*before, {"role": "user", "content": reasoning_prompt(question)}]
+
+
 def in_order(question: Question, order: Sequence[int]) -> Question:
     return permuted(question, order) if question.options else question
 
 
 def written_record(
-    question: Question, prompt: str, texts: Sequence[tuple[Sequence[int], Written]], kind: Kind, style: Format
+    question: Question, prompt: str | Chat, texts: Sequence[tuple[Sequence[int], Written]], kind: Kind, style: Format
 ) -> Record:
     """The record of one question's texts, each with the order of options that it answers."""
     read = [choice_of(question, order, written.text, kind, style) for order, written in texts]
@@ -184,7 +202,7 @@ def tokens_needed(
     """
     asked = [in_order(question, order) for order in cyclic_orders(len(question.options), orders)]
     if max_new_tokens is not None:
-        prompts = [encode(tokenizer, asked_text(tokenizer, reasoning_prompt(one), style)) for one in asked]
+        prompts = [encode(tokenizer, question_text(tokenizer, one, style)) for one in asked]
         return max(map(len, prompts)) + max_new_tokens
     if kind is Kind.open:
         return len(
@@ -212,7 +230,9 @@ def beyond(
     found = []
     around = len(asked_text(tokenizer, ANY_QUESTION, style).encode()) + INSTRUCTION_BYTES + (max_new_tokens or 0)
     for number, question in enumerate(questions):
-        most = around + len("".join((presented(question), question.reasoning, question.answer)).encode())
+        parts = [presented(question), question.reasoning, question.answer]
+        parts += [said for pair in question.earlier for said in pair]
+        most = around * (1 + len(question.earlier)) + len("".join(parts).encode())
         # no token is less than a byte: few questions have to be tokenized; one is, to see that it can be scored
         if number == 0 or most > room:
             needed = tokens_needed(tokenizer, question, kind, style, orders=orders, max_new_tokens=max_new_tokens)
@@ -226,12 +246,13 @@ def too_long(question: Question, kind: Kind) -> Record:
     return found | {"gold": None} if kind is Kind.open else found
 
 
-def record(question: Question, prompt: str, choice: str | None, choices: Sequence[str | None]) -> Record:
+def record(question: Question, prompt: str | Chat, choice: str | None, choices: Sequence[str | None]) -> Record:
+    shown = prompt if isinstance(prompt, str) else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
     return {
         "id": question.id,
         "subject": question.subject,
         "gold": question.answer,
-        "prompt": show(prompt),
+        "prompt": show(shown),
         "text": "",
         "choice": choice,
         "choices": list(choices),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 Score = Mapping[str, Any]
 HABIT = 0.8  # share of the questions for which one letter is chosen
+UNREAD = 0.1  # share of a judge's replies without a verdict that is worth words
 
 
 def show(scores: Score) -> None:
@@ -30,7 +31,7 @@ def show(scores: Score) -> None:
     console = Console(highlight=False)
     console.print(table)
     for name, score in found.items():
-        if words := habit(score):
+        for words in filter(None, (habit(score), unread(score))):
             console.print(literal(f"{name}: {words}"), soft_wrap=True)
     for name, pair in scores["differences"].items():
         console.print(literal(f"{name}, against {scores['against']}: {pair['in_words']}"), soft_wrap=True)
@@ -73,6 +74,50 @@ def habit(score: Score) -> str:
     return f"{letter} for {chosen:.0%} of the questions, which alone scores {alone:.1%}: a habit and not knowledge"
 
 
+def judged_mean(score: Score) -> str:
+    """What the judge says; nothing where none was asked."""
+    judged = score.get("judged")
+    if judged is None:
+        return ""
+    if judged["mean"] is None:
+        return "none: no verdict"
+    low, high = judged["interval"]
+    of = "" if judged["scored"] == score["questions"] else f", of {judged['scored']:,}"
+    return f"{judged['mean']:.1%} ({low:.1%} to {high:.1%}){of}"
+
+
+def judged_agreement(part: str) -> Callable[[Score], str]:
+    """How often the judge agrees, with itself or with the rule, and beyond chance."""
+
+    def cell(score: Score) -> str:
+        found = score.get("judged", {}).get(part)
+        if not found or found["share"] is None:
+            return ""
+        low, high = found["interval"]
+        kappa = "" if found["kappa"] is None else f", kappa {found['kappa']:.2f}"
+        return f"{found['share']:.1%} ({low:.1%} to {high:.1%}){kappa}"
+
+    return cell
+
+
+def no_verdict(score: Score) -> str:
+    judged = score.get("judged")
+    return f"{judged['no_verdict']:,} of {judged['verdicts']:,}" if judged else ""
+
+
+def unread(score: Score) -> str:
+    """Words where too few of a judge's replies could be read for its score to be one."""
+    judged = score.get("judged") or {"verdicts": 0, "no_verdict": 0}
+    missing = judged["no_verdict"]
+    if not missing or missing <= UNREAD * judged["verdicts"]:
+        return ""
+    score_of = "there is no score" if judged["mean"] is None else f"the score is of {judged['scored']:,} questions"
+    return (
+        f"no verdict in {missing:,} of the judge's {judged['verdicts']:,} replies, asked again: {score_of}. Their "
+        "texts are in *_judge.jsonl; raise judge_tokens where they are cut, or name another judge_model"
+    )
+
+
 def mean_loss(score: Score) -> str:
     if "loss" not in score:
         return ""
@@ -84,6 +129,10 @@ def mean_loss(score: Score) -> str:
 MEASURES: dict[str, Callable[[Score], str]] = {
     "questions": lambda score: f"{score['questions']:,}",
     "accuracy (95% interval)": share,
+    "judged score (95% interval)": judged_mean,
+    "no verdict": no_verdict,
+    "judge agrees with itself": judged_agreement("self_agreement"),
+    "judge agrees with exact match": judged_agreement("exact_match"),
     "unseen in training": share_of("unseen"),
     "of so many": lambda score: f"{score['unseen']['questions']:,}" if "unseen" in score else "",
     "HuatuoGPT-o1's rule": share_of("huatuo"),

@@ -6,12 +6,12 @@ RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/report/scor
                       scores.json       accuracy with intervals, comparisons
                       scores.png        accuracy by benchmark and subject
                       evaluate.log      everything that was said
+                      judge.json, BENCHMARK_judge.jsonl   with judge=URL (medreason/evaluate/asking_judge.py)
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,18 @@ from medreason.core.progress import quieten, say
 from medreason.core.progress_line import AnswersLine
 from medreason.core.run_directory import provenance, read_json, weights_digest, write_json
 from medreason.core.run_log import kept_log
-from medreason.data.benchmarks import Kind, Question, Task, chance, presented
+from medreason.data.benchmarks import Kind, Question, Task, chance, length
 from medreason.data.clinical_cases import KINDS
 from medreason.data.corpus import Split, read_split
 from medreason.data.known_benchmarks import read_task
+from medreason.evaluate.asking_judge import ask_judge, check_judging, find_judge, read_judged, same_judge, to_judge
 from medreason.evaluate.builtin import RUN_TASKS, learned, run_task, seen_in_training, taught_kinds
 from medreason.evaluate.display import draw, show
 from medreason.evaluate.stress import none_of_above, wrong_beginning
 from medreason.export.model_card import write_cards
 from medreason.inference.target import Answerer, find_answerer
 from medreason.models.checks import check_installed, check_precision, check_server
-from medreason.report.scores import compare, summarize
+from medreason.report.scores import compare, compare_judged, right, summarize, summarize_judged
 from medreason.report.wandb import log_scores
 
 Wrote = Callable[[int], None]  # told how many tokens were written so far
@@ -66,7 +67,11 @@ def evaluate(config: EvaluateConfig) -> None:
         check_server(config.server)
     if "clinical_cases" in config.benchmarks and config.method is Method.likelihood:
         raise ConfigError("benchmarks=clinical_cases: its answers have no letters; set method=generate")
+    judge = find_judge(config)
     found_tasks = {name: read_task(name, say) for name in config.benchmarks if name not in RUN_TASKS}
+    for name, task in found_tasks.items():
+        if task.kind is Kind.open and config.method is Method.likelihood:
+            raise ConfigError(f"benchmarks={name}: its answers have no letters; set method=generate and judge=URL")
     own = [name for name in config.benchmarks if name in RUN_TASKS]
     split: Split | None
     if answerer.run is None:
@@ -98,26 +103,32 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.server is not None:  # at whatever address, in whatever precision the server holds it
         served_model = config.served_model or served_name(answerer)
         what |= {"precision": None, "batching": "served", "served_model": served_model}
+    if judge is not None:
+        check_judging(judge, tasks, folder)
     left = {task.name: unanswered(task, folder, what) for task in tasks}
     for task in tasks:
         say(f"{task.name}: {len(task.questions):,} questions, {len(left[task.name]):,} to answer")
     seen = shared_with_training(tasks, split) if split is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     with kept_log(folder / "evaluate.log"):
-        answer_and_score(config, answerer, batching, tasks, left, seen, folder, what)
+        answer(config, answerer, batching, tasks, left, folder, what)
+        style = trained.data.format
+        if judge is not None:
+            records = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
+            ask_judge(judge, tasks, records, style, folder, config.batch)
+        score(config, answerer, tasks, seen, folder, what)
 
 
-def answer_and_score(
+def answer(
     config: EvaluateConfig,
     answerer: Answerer,
     batching: Batching,
     tasks: Sequence[Task],
     left: dict[str, list[Question]],
-    seen: dict[str, set[str]] | None,
     folder: Path,
     what: dict[str, Any],
 ) -> None:
-    """Answers what is left and writes down the scores of all; `seen` is None where the training rows are not known."""
+    """Answers what is left; the model is gone from memory afterwards."""
     trained = answerer.config
     write_json(folder / "evaluation.json", what | {"tasks": {task.name: task.fingerprint for task in tasks}})
     kinds = {task.name: task.kind for task in tasks}
@@ -132,19 +143,33 @@ def answer_and_score(
             answer_all(loaded(config, answerer, batching, tokenizer), folder, work, most_tokens(config))
     elif work and config.server is not None:
         answer_all(served(config, config.server, what["served_model"], trained.data.format), folder, work)
+
+
+def score(
+    config: EvaluateConfig,
+    answerer: Answerer,
+    tasks: Sequence[Task],
+    seen: dict[str, set[str]] | None,
+    folder: Path,
+    what: dict[str, Any],
+) -> None:
+    """Writes down the scores of all answers; `seen` is None where the training rows are not known."""
+    trained = answerer.config
     found = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
+    judged = {task.name: read_judged(task, found[task.name], trained.data.format, folder) for task in to_judge(tasks)}
     scores: dict[str, Any] = {
         "provenance": provenance(),
         "evaluated": what,
         "scores": {
             task.name: summarize(found[task.name], (seen or {}).get(task.name, set()))
             | {"chance": chance(task.questions)}
+            | ({"judged": judged_summary(task, found[task.name], each)} if (each := judged.get(task.name)) else {})
             for task in tasks
         },
         "seen_in_training": {name: sorted(ids) for name, ids in seen.items()} if seen is not None else None,
         "against": config.against,
         "others": others(found, config.against),
-        "differences": differences(found, config.against),
+        "differences": differences(found, config.against) | judged_differences(tasks, judged, folder, config.against),
     }
     write_json(folder / "scores.json", scores)
     draw(scores, folder / "scores.png")
@@ -152,6 +177,8 @@ def answer_and_score(
         write_cards(answerer.run)
         log_scores(trained, answerer.run, folder.name, scores["scores"])
     show(scores)
+    if unjudged := [name for name, each in judged.items() if not each and name not in RUN_TASKS]:
+        say(f"{', '.join(unjudged)}: whether answers are good is for a judge to say (judge=URL)")
     print(one_line(f"every answer, scores.json and scores.png: {folder}"))
 
 
@@ -250,7 +277,7 @@ def answer_all(
     """Answers what is left; each record is in its file before the next one. `most` tokens are written to a question."""
     for name, (kind, questions) in left.items():
         # of like length together, so that little is padded
-        questions.sort(key=lambda question: len(presented(question)) + len(question.reasoning))
+        questions.sort(key=length)
         mend_last_line(folder / f"{name}.jsonl")
         line = AnswersLine(name, len(questions), most and most * len(questions))
         for done, record in enumerate(answered(kind, questions, line.wrote), 1):
@@ -329,8 +356,7 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, token
             widen(model, trained.model.precision)
     import torch
 
-    from medreason.evaluate.asking import by_likelihood, by_loss, by_writing
-    from medreason.models.prompts import asked_text
+    from medreason.evaluate.asking import by_likelihood, by_loss, by_writing, question_text
 
     torch.manual_seed(config.seed)
     style, size, limit = trained.data.format, config.batch or BATCH[config.method], config.max_new_tokens
@@ -343,9 +369,13 @@ def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, token
             return write_in_batches(model, tokenizer, prompts, batch_size=size, **given)
 
         if config.method is Method.generate:
-            begun = partial(wrong_beginning, style=style) if config.stress is Stress.prefill else lambda question: ""
-            return by_writing(write, lambda turn: asked_text(tokenizer, turn, style), questions, kind, style,
-                              orders=config.orders, samples=config.samples, begun=begun)  # fmt: skip
+
+            def begun(question: Question) -> str:
+                return wrong_beginning(question, style) if config.stress is Stress.prefill else ""
+
+            return by_writing(write, lambda question: question_text(tokenizer, question, style) + begun(question),
+                              questions, kind, style, orders=config.orders, samples=config.samples,
+                              begun=begun)  # fmt: skip
         if kind is Kind.open:
             return by_loss(model, tokenizer, questions, style, batch_size=size)
         return by_likelihood(model, tokenizer, questions, style, orders=config.orders, batch_size=size)
@@ -366,19 +396,19 @@ def served_name(answerer: Answerer) -> str:
 
 def served(config: EvaluateConfig, server: str, model: str, style: Format) -> Answering:
     """Records of questions that a server's model answers in writing."""
-    from medreason.evaluate.asking import by_writing
+    from medreason.evaluate.asking import by_writing, question_turns
     from medreason.inference.server import write_remotely
 
     quieten()
 
-    def write(turns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    def write(turns: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         return write_remotely(
             server, model, turns, style, max_new_tokens=config.max_new_tokens,
             at_once=config.batch or BATCH[config.method], temperature=temperature(config), seed=config.seed,
         )  # fmt: skip
 
     return lambda kind, questions, wrote: by_writing(
-        write, str, questions, kind, style, orders=config.orders, samples=config.samples
+        write, question_turns, questions, kind, style, orders=config.orders, samples=config.samples
     )
 
 
@@ -412,6 +442,29 @@ def differences(found: dict[str, list[dict[str, Any]]], against: str | None) -> 
         return {}
     pairs = {name: compare(records, read_records(Path(against) / f"{name}.jsonl")) for name, records in found.items()}
     return {name: pair for name, pair in pairs.items() if pair is not None}
+
+
+def judged_summary(task: Task, records: Sequence[dict[str, Any]], each: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the judge says of a benchmark's answers, beside what a rule says where there is one."""
+    if task.kind is not Kind.exact:
+        return summarize_judged(each)
+    ruled = {record["id"]: is_right for record, is_right in zip(records, right(records), strict=True)}
+    return summarize_judged(each, ruled)
+
+
+def judged_differences(
+    tasks: Sequence[Task], judged: dict[str, list[dict[str, Any]]], folder: Path, against: str | None
+) -> dict[str, Any]:
+    """By open benchmark, the paired difference to the evaluation in `against`, where the same judge read both."""
+    if against is None or not same_judge(folder, Path(against)):
+        return {}
+    style = Format(read_json(Path(against) / "evaluation.json")["format"])
+    found = {}
+    for task in tasks:
+        if task.kind is Kind.open and judged[task.name]:
+            records = read_records(Path(against) / f"{task.name}.jsonl", task)
+            found[task.name] = compare_judged(judged[task.name], read_judged(task, records, style, Path(against)))
+    return {name: pair for name, pair in found.items() if pair is not None}
 
 
 def main() -> None:

@@ -206,7 +206,7 @@ def evaluated(evaluations: Mapping[str, Mapping[str, Any]]) -> str:
     for name, found in sorted(evaluations.items()):
         for benchmark, each in mapping(found.get("scores")).items():
             score = mapping(each)
-            measured = mean_loss(mapping(score["loss"])) if "loss" in score else share(score)
+            measured = mean_loss(mapping(score["loss"])) if "loss" in score else share(score) or by_judge(score)
             if measured is None:
                 continue
             seen = mapping(found.get("seen_in_training")).get(benchmark)  # None: not looked for
@@ -231,6 +231,13 @@ def share(score: Mapping[str, Any]) -> str | None:
     """An accuracy with its interval; None where the file does not say."""
     found = with_interval(score.get("accuracy"), score)
     return None if found is None else "{:.1%} ({:.1%} to {:.1%})".format(*found)
+
+
+def by_judge(score: Mapping[str, Any]) -> str | None:
+    """What a judge says of open answers, with its interval; None where the file does not say."""
+    judged = mapping(score.get("judged"))
+    found = with_interval(judged.get("mean"), judged)
+    return None if found is None else "{:.1%} ({:.1%} to {:.1%}) by a judge model".format(*found)
 
 
 def sources(data: Mapping[str, Any], corpus: Mapping[str, Any]) -> list[tuple[str, object]]:

@@ -6,14 +6,14 @@ The server puts the question into its own chat template: what is evaluated is wh
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medreason.config import Format, RunFailed
+from medreason.core.storage import hidden
 from medreason.inference.batched import Written
-from medreason.models.checks import API_KEY
+from medreason.models.checks import api_key
 from medreason.models.prompts import joined_text
 
 PATIENCE_SECONDS = 3600.0  # for one answer: a server lets a request wait for its turn
@@ -23,22 +23,24 @@ BUSY_SECONDS = 1.0  # until a server without a free place is asked again
 def write_remotely(
     server: str,
     model: str,
-    questions: Sequence[str],
+    questions: Sequence[str | list[dict[str, str]]],
     style: Format,
     *,
     max_new_tokens: int,
     at_once: int,
     temperature: float = 0.0,
     seed: int = 0,
+    setting: str = "server",
 ) -> Iterator[tuple[int, Written]]:
     """Pairs of a question's index and what was written to it, as answers come; `temperature` 0 is greedy.
 
-    A server that has no place for a request is asked again. A key, where it asks for one, is in OPENAI_API_KEY. Raises
-    RunFailed where the server refuses or goes away.
+    A question is a user's turn, or a chat in OpenAI's form. A server that has no place for a request is asked again. A
+    key, where it asks for one, is in the environment (models/checks.py). Raises RunFailed, which names the address by
+    its `setting`, where the server refuses or goes away.
     """
     from openai import APIStatusError, AsyncOpenAI, OpenAIError, RateLimitError
 
-    client = AsyncOpenAI(base_url=server, api_key=os.environ.get(API_KEY) or "none", timeout=PATIENCE_SECONDS)
+    client = AsyncOpenAI(base_url=server, api_key=api_key(setting) or "none", timeout=PATIENCE_SECONDS)
     places = iter(range(len(questions)))
     answered: asyncio.Queue[tuple[int, Written] | Exception] = asyncio.Queue()
 
@@ -47,7 +49,7 @@ def write_remotely(
         try:
             reply = await client.chat.completions.create(
                 model=model,
-                messages=[{"role": "user", "content": questions[place]}],
+                messages=chat(questions[place]),
                 max_tokens=max_new_tokens,
                 temperature=temperature,
                 **drawn,
@@ -85,11 +87,18 @@ def write_remotely(
             found = runner.run(answered.get())
             if isinstance(found, OpenAIError):
                 why = " ".join(str(found).split())[:300]
-                raise RunFailed(f"server={server} model={model}: {why}; the same command goes on with what is left")
+                raise RunFailed(
+                    f"{setting}={hidden(server)} model={model}: {why}; the same command goes on with what is left"
+                )
             if isinstance(found, Exception):
                 raise found
             yield found
         runner.run(finish(client, workers))
+
+
+def chat(question: str | list[dict[str, str]]) -> Any:
+    """A question as the messages of a request."""
+    return [{"role": "user", "content": question}] if isinstance(question, str) else question
 
 
 def refuses_length(status: int, said: str) -> bool:

@@ -32,6 +32,7 @@ from medreason.models.prompts import FORMATS
 EMBEDDED = "embedded:"
 FP8_PRODUCTS = (8, 9)  # the compute capability that multiplies in eight bits
 API_KEY = "OPENAI_API_KEY"  # the variable that OpenAI's own clients read
+JUDGE_KEY = "JUDGE_API_KEY"  # for a judge with a key of its own
 
 
 def check_run(config: TrainConfig, data_on_hub: bool) -> None:
@@ -353,17 +354,25 @@ def check_logger(logger: LoggerConfig) -> None:
             ) from error
 
 
-def check_server(server: str) -> None:
-    """Raises ConfigError for an address at which no OpenAI-compatible server is at work."""
-    key = os.environ.get(API_KEY)
+def api_key(setting: str) -> str:
+    """The key for the server of a setting, from the environment; "" where there is none."""
+    return (setting == "judge" and os.environ.get(JUDGE_KEY)) or os.environ.get(API_KEY) or ""
+
+
+def check_server(server: str, setting: str = "server") -> list[str]:
+    """Names of the models that an OpenAI-compatible server lists. Raises ConfigError where none is at work there."""
+    key = api_key(setting)
     try:
         models = urllib.request.Request(f"{server.rstrip('/')}/models")
         if key:
             models.add_header("Authorization", f"Bearer {key}")
-        urllib.request.urlopen(models, timeout=10).close()
+        with urllib.request.urlopen(models, timeout=10) as reply:
+            listed = json.load(reply)
     except (OSError, ValueError, http.client.HTTPException) as error:
         why = hidden(str(getattr(error, "reason", error))).lower()
         raise ConfigError(
-            f"server={hidden(server)}: no list of models there ({why}); "
+            f"{setting}={hidden(server)}: no list of models there ({why}); "
             "name the address that medreason.serve tells, with /v1"
         ) from error
+    models_there = listed.get("data") if isinstance(listed, dict) else None
+    return [str(one.get("id")) for one in models_there or [] if isinstance(one, dict)]

@@ -126,12 +126,15 @@ def evaluations(run: Path) -> list[str]:
 def score_cells(score: Mapping[str, Any]) -> list[str]:
     """Score, its interval, questions, what guessing scores, answers cut by their length; empty where not on record."""
     loss = mapping(score.get("loss"))
-    whole = with_interval(loss.get("mean"), loss) if loss else with_interval(score.get("accuracy"), score)
+    judged = mapping(score.get("judged")) if score.get("accuracy") is None else {}
+    whole = with_interval(score.get("accuracy"), score)
+    for other in filter(None, (loss, judged)):
+        whole = with_interval(other.get("mean"), other)
     cells = ["", ""]
     if whole is not None:
         value, low, high = whole
         cells = [f"{value:.3f} nats a token", f"{low:.3f} to {high:.3f}"] if loss else [
-            f"{value:.1%}", f"{low:.1%} to {high:.1%}"]  # fmt: skip
+            f"{value:.1%}" + (" by a judge" if judged else ""), f"{low:.1%} to {high:.1%}"]  # fmt: skip
     questions, guessing, cut = (finite(score.get(key)) for key in ("questions", "chance", "cut"))
     cells.append("" if questions is None else f"{questions:,.0f}")
     cells.append("" if guessing is None else f"{guessing:.1%}")

@@ -25,6 +25,7 @@ from medreason.report.statistics import (
     accuracy_at_coverage,
     bootstrap_mean,
     brier,
+    cohens_kappa,
     expected_calibration_error,
     in_words,
     mcnemar,
@@ -101,6 +102,104 @@ def letters(records: Sequence[Record]) -> dict[str, dict[str, int]]:
     """How often each letter was chosen and is the right one: shows a habit, and what it alone would score."""
     chosen, gold = (Counter(record[key] for record in records) for key in ("choice", "gold"))
     return {letter: {"chosen": chosen[letter], "gold": gold[letter]} for letter in sorted({*chosen, *gold} - {None})}
+
+
+Judged = Mapping[str, Any]  # an answer's verdicts (medreason/evaluate/judging.py)
+
+
+def summarize_judged(answers: Sequence[Judged], rule: Mapping[str, bool] | None = None) -> dict[str, Any]:
+    """What a judge's verdicts say, and how far they can be believed; `rule`: by id what exact match says.
+
+    The mean score has a 95% interval: Wilson's where answers are right or wrong, else a bootstrap. Where a reply could
+    not be read there is no verdict: it counts neither for nor against an answer, and is told.
+    """
+    scores = [score for one in answers if (score := judged_score(one)) is not None]
+    verdicts = [pair for one in answers for pair in one["verdicts"]]
+    pairs = [(first, second) for first, second in verdicts if first is not None and second is not None]
+    found: dict[str, Any] = {"questions": len(answers), "scored": len(scores)} | mean_score(scores)
+    found |= {
+        "no_answer": sum(one["no_answer"] for one in answers),
+        "verdicts": len(verdicts),
+        "no_verdict": sum(first is None for first, _ in verdicts),
+        "self_agreement": agreement(pairs),
+    }
+    if rule is not None:
+        ruled = [(one["verdicts"][0][0], rule[one["id"]]) for one in answers if one["verdicts"] and one["id"] in rule]
+        found["exact_match"] = agreement([(verdict, right) for verdict, right in ruled if verdict is not None])
+    if len(subjects := sorted({one["subject"] for one in answers})) > 1:
+        found["subjects"] = {
+            subject: mean_score([s for one in answers if one["subject"] == subject
+                                 and (s := judged_score(one)) is not None])
+            for subject in subjects
+        }  # fmt: skip
+    if tags := sorted({tag for one in answers for each in one["tags"] for tag in each}):
+        found["tags"] = {
+            tag: mean_score([s for one in answers if (s := judged_score(one, tag)) is not None]) for tag in tags
+        }
+    return found
+
+
+def judged_score(answer: Judged, tag: str | None = None) -> float | None:
+    """1 or 0 of a reference answer; of rubrics, points met over points above 0, below 0 where faults weigh more.
+
+    Of a `tag` its criteria alone. No answer is 0. Criteria without a verdict are left out; None where nothing is left.
+    """
+    if not answer["points"]:
+        if answer["no_answer"]:
+            return 0.0
+        ((verdict, _),) = answer["verdicts"]
+        return None if verdict is None else float(verdict)
+    verdicts = [first for first, _ in answer["verdicts"]] or [False] * len(answer["points"])
+    counted = [
+        (points, verdict)
+        for points, verdict, tags in zip(answer["points"], verdicts, answer["tags"], strict=True)
+        if verdict is not None and (tag is None or tag in tags)
+    ]
+    most = math.fsum(points for points, _ in counted if points > 0)
+    return math.fsum(points for points, met in counted if met) / most if most else None
+
+
+def mean_score(scores: Sequence[float]) -> dict[str, Any]:
+    """The mean of judged scores, clipped to [0, 1], with its 95% interval; None without any."""
+    if all(score in (0, 1) for score in scores):
+        found = accuracy([score == 1 for score in scores])
+        return {"mean": found["accuracy"], "interval": found["interval"]}
+    mean, low, high = (min(max(end, 0.0), 1.0) for end in bootstrap_mean(scores, SEED))
+    return {"mean": mean, "interval": [low, high]}
+
+
+def agreement(pairs: Sequence[tuple[bool, bool]]) -> dict[str, Any]:
+    """How often two verdicts are the same, as a share and beyond chance."""
+    found = accuracy([first == second for first, second in pairs])
+    kappa = cohens_kappa([first for first, _ in pairs], [second for _, second in pairs])
+    return {"verdicts": len(pairs), "share": found["accuracy"], "interval": found["interval"], "kappa": kappa}
+
+
+def compare_judged(answers: Sequence[Judged], others: Sequence[Judged]) -> dict[str, Any] | None:
+    """The mean difference to another's answers by the same judge, on the questions of which both have a score."""
+    theirs = {one["id"]: judged_score(one) for one in others}
+    pairs = [
+        (score, other)
+        for one in answers
+        if (score := judged_score(one)) is not None and (other := theirs.get(one["id"])) is not None
+    ]
+    if not pairs:
+        return None
+    if all(score in (0, 1) for pair in pairs for score in pair):
+        right_here, right_there = [score == 1 for score, _ in pairs], [score == 1 for _, score in pairs]
+        difference, low, high = paired_difference(right_here, right_there)
+        words = f"by the judge {in_words(right_here, right_there)}"
+    else:
+        each = [score - other for score, other in pairs]
+        difference, low, high = bootstrap_mean(each, SEED)
+        if len(set(each)) == 1:  # which a bootstrap would be sure of
+            low, high = -1.0, 1.0
+        told = f"95% interval {100 * low:+.1f} to {100 * high:+.1f}; {len(each):,} questions"
+        words = f"no significant difference by the judge ({100 * difference:+.1f} points, {told})"
+        if low > 0 or high < 0:
+            more = "higher" if difference > 0 else "lower"
+            words = f"its judged score is {more}: {100 * difference:+.1f} points ({told})"
+    return {"questions": len(pairs), "difference": difference, "interval": [low, high], "in_words": words}
 
 
 def calibration(records: Sequence[Record]) -> dict[str, Any]:

@@ -105,6 +105,20 @@ def in_words(first: Sequence[bool], second: Sequence[bool], name: str = "it", le
     )
 
 
+def cohens_kappa(first: Sequence[bool], second: Sequence[bool]) -> float | None:
+    """Agreement beyond chance of two who said yes or no to the same: 1 all, 0 what chance brings.
+
+    Cohen 1960, Educational and Psychological Measurement 20:37. None where both said one and the same to all, or to
+    nothing: chance alone would agree, then. Raises ValueError for sequences of different length.
+    """
+    both, only_first, only_second, neither = pairs(first, second)
+    total = both + only_first + only_second + neither
+    chance = (both + only_first) * (both + only_second) + (neither + only_first) * (neither + only_second)
+    if chance == total * total:
+        return None
+    return (total * (both + neither) - chance) / (total * total - chance)
+
+
 def expected_calibration_error(confidence: Sequence[float], correct: Sequence[bool], bins: int = 10) -> float:
     """Mean distance of confidence and accuracy over equal-width bins, weighted by size; a share of 1, nan of nothing.
 

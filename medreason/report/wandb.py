@@ -72,7 +72,7 @@ def log_samples(samples: Sequence[Mapping[str, Any]], style: Format) -> None:
 def log_scores(config: TrainConfig, run: Path, name: str, scores: Mapping[str, Any]) -> None:
     """Puts an evaluation's scores into the summary of a run's own W&B run, where it has one.
 
-    `evaluation/NAME/BENCHMARK/accuracy`, its interval's `low` and `high`, and `loss`, where a benchmark has them.
+    `evaluation/NAME/BENCHMARK/accuracy`, its interval's `low` and `high`, `loss` and `judged`, where there are such.
     """
     identity = read_json(run / "run.json").get("wandb_id")
     if config.logger.kind is not LoggerKind.wandb or not identity:
@@ -89,6 +89,8 @@ def log_scores(config: TrainConfig, run: Path, name: str, scores: Mapping[str, A
             logged |= {f"{task}/accuracy": score["accuracy"], f"{task}/low": low, f"{task}/high": high}
         if "loss" in score:
             logged[f"{task}/loss"] = score["loss"]["mean"]
+        if score.get("judged", {}).get("mean") is not None:
+            logged[f"{task}/judged"] = score["judged"]["mean"]
     how: Literal["online", "offline"] = "online" if mode == "online" else "offline"
     resumed: Any = wandb.init(project=config.logger.project, dir=run, id=identity, resume="allow", mode=how)
     resumed.summary.update({f"evaluation/{name}/{key}": value for key, value in logged.items()})

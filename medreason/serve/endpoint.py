@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,13 +25,14 @@ from transformers import BatchEncoding, StoppingCriteriaList
 from transformers.cli.serving.chat_completion import UNUSED_CHAT_COMPLETION_FIELDS, ChatCompletionHandler
 from transformers.cli.serving.completion import UNUSED_LEGACY_COMPLETION_FIELDS, CompletionHandler
 from transformers.cli.serving.response import UNUSED_RESPONSE_FIELDS, ResponseHandler
-from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality
+from transformers.cli.serving.utils import GenerateManager, GenerationState, Modality, build_response_parser
 
 from medreason.config import ConfigError
 from medreason.core.progress import say
 from medreason.models.checks import lacks_bfloat16
 from medreason.models.control_tokens import encode, hide
 from medreason.serve.request_checks import Body, Refused, check_model, checked
+from medreason.serve.stops import Held, Watch, before_stop
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -44,11 +45,16 @@ SENDING_SECONDS, TAKING_SECONDS = 20.0, 60.0  # that a client has to send its re
 
 @dataclass(eq=False)
 class Work:
-    """One request. `left`: nobody waits for its answer any more; `sampled`: it names a temperature."""
+    """One request. `left`: nobody waits for its answer any more; `sampled`: it names a temperature.
+
+    `chat`: what it answers comes without the reasoning; `stops`: texts at which its answer ends.
+    """
 
     begun: bool = False
     left: bool = False
     sampled: bool = False
+    chat: bool = False
+    stops: list[str] = field(default_factory=list)
 
 
 AT_WORK: ContextVar[Work] = ContextVar("at_work")
@@ -108,15 +114,18 @@ class BoundedGeneration(GenerateManager):  # type: ignore[misc]  # transformers 
         self.context_tokens = context_tokens
 
     def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **more: Any) -> Any:
-        return super().generate_streaming(model, processor, self.bounded(inputs, gen_config), gen_config, **more)
+        bounded = self.bounded(model, processor, inputs, gen_config)
+        queue, streamer = super().generate_streaming(model, processor, bounded, gen_config, **more)
+        return (Held(queue, stops) if (stops := AT_WORK.get().stops) else queue), streamer
 
     async def generate_non_streaming(
         self, model: Any, processor: Any, inputs: Any, gen_config: Any, **more: Any
     ) -> Any:
-        bounded = self.bounded(inputs, gen_config)
-        return await super().generate_non_streaming(model, processor, bounded, gen_config, **more)
+        bounded = self.bounded(model, processor, inputs, gen_config)
+        text, *rest = await super().generate_non_streaming(model, processor, bounded, gen_config, **more)
+        return before_stop(text, AT_WORK.get().stops), *rest
 
-    def bounded(self, inputs: Any, gen_config: Any) -> dict[str, Any]:
+    def bounded(self, model: Any, processor: Any, inputs: Any, gen_config: Any) -> dict[str, Any]:
         """What `generate` is given. Raises Refused for a prompt that leaves no room for an answer."""
         prompt = inputs["input_ids"].shape[-1]
         room = self.context_tokens - prompt
@@ -132,7 +141,16 @@ class BoundedGeneration(GenerateManager):  # type: ignore[misc]  # transformers 
         def nobody_waits(tokens: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             return torch.full((len(tokens),), work.left, device=tokens.device, dtype=torch.bool)
 
-        return {**inputs, "stopping_criteria": StoppingCriteriaList([nobody_waits])}
+        ends: list[Any] = [nobody_waits]
+        if work.stops:
+            parser = build_response_parser(processor, model, inputs["input_ids"]) if work.chat else None
+            ends.append(Watch(work.stops, processor, parser))
+        return {**inputs, "stopping_criteria": StoppingCriteriaList(ends)}
+
+
+class ChatHandler(ChatCompletionHandler):  # type: ignore[misc]
+    def _build_completion(self, request_id: str, content: str, *rest: Any, **more: Any) -> Any:
+        return super()._build_completion(request_id, before_stop(content, AT_WORK.get().stops), *rest, **more)
 
 
 class OneGeneration(GenerationState):  # type: ignore[misc]
@@ -152,7 +170,7 @@ class Endpoint:
         state = OneGeneration(BoundedGeneration(served.context_tokens))
         manager: Any = served
         self.handlers: dict[str, tuple[Any, set[str]]] = {  # and what transformers reads over
-            "/v1/chat/completions": (ChatCompletionHandler(manager, state), UNUSED_CHAT_COMPLETION_FIELDS),
+            "/v1/chat/completions": (ChatHandler(manager, state), UNUSED_CHAT_COMPLETION_FIELDS),
             "/v1/completions": (CompletionHandler(manager, state), UNUSED_LEGACY_COMPLETION_FIELDS),
             "/v1/responses": (ResponseHandler(manager, state), UNUSED_RESPONSE_FIELDS),
         }
@@ -223,7 +241,9 @@ class Endpoint:
             content = await read_body(scope, receive, self.longest_body, self.served.context_tokens)
             body = checked(path, content, self.served.force_model, self.served.tokenizer)
             body = {name: value for name, value in body.items() if name not in self.handlers[path][1]}
-            work.sampled = bool(body.get("temperature"))
+            work.sampled, work.chat = bool(body.get("temperature")), path == "/v1/chat/completions"
+            if path != "/v1/responses":  # which knows none, and is refused
+                work.stops = body.pop("stop", [])
             gone = asyncio.create_task(disconnected(receive))
             answered = asyncio.create_task(self.in_turn(path, body, work, scope, send))
             await asyncio.wait({gone, answered}, return_when=asyncio.FIRST_COMPLETED)

@@ -10,7 +10,7 @@ from typing import Any
 
 Body = dict[str, Any]
 
-MOST_STOPS, LONGEST_STOP = 16, 256  # transformers makes a table of the vocabulary for each of them
+MOST_STOPS, LONGEST_STOP = 16, 256  # each is looked for at every token
 MOST_BIASES = 1024
 COLDEST = 0.01  # below it a temperature divides logits by so little that they overflow
 # of a request's own generation_config; its other settings ask for memory, other models, or files
@@ -48,7 +48,8 @@ def checked(path: str, content: bytes, model: str, tokenizer: Any) -> Body:
     body = {name: value for name, value in body.items() if value is not None}
     check_prompt(path, body)
     check_numbers(body)
-    check_stops(body.get("stop", []))
+    if "stop" in body:
+        body["stop"] = checked_stops(body["stop"])
     check_biases(body.get("logit_bias", {}), len(tokenizer))
     check_generation_config(body.get("generation_config"))
     check_template_settings(body.get("chat_template_kwargs", {}), tokenizer)
@@ -71,8 +72,11 @@ def check_model(name: Any, served: str) -> None:
 def check_prompt(path: str, body: Body) -> None:
     """Raises Refused for what is no text: transformers would leave a picture out without a word."""
     if path == "/v1/completions":
-        if not isinstance(body.get("prompt"), str):
-            raise Refused(400, "prompt must be a text")
+        prompt = body.get("prompt")
+        if isinstance(prompt, list) and len(prompt) == 1:  # as harnesses send it
+            body["prompt"] = prompt = prompt[0]
+        if not isinstance(prompt, str):
+            raise Refused(400, "prompt must be a text; one a request")
         return
     name = "messages" if path == "/v1/chat/completions" else "input"
     turns = body.get(name)
@@ -105,12 +109,14 @@ def check_numbers(settings: Mapping[str, Any]) -> None:
             raise Refused(400, f"{name} must be a whole number from {lowest} to {highest}, got {str(value)[:50]}")
 
 
-def check_stops(stop: Any) -> None:
+def checked_stops(stop: Any) -> list[str]:
+    """The texts at which an answer ends, none of none. Raises Refused for what is no text."""
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(one, str) and 0 < len(one) <= LONGEST_STOP for one in stops):
         raise Refused(400, f"stop must be a text of 1 to {LONGEST_STOP} characters, or a list of such")
     if len(stops) > MOST_STOPS:
         raise Refused(400, f"stop: at most {MOST_STOPS} texts, got {len(stops)}")
+    return stops
 
 
 def check_biases(biases: Any, tokens: int) -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,16 @@ import pytest
 
 from medreason.config import ConfigError
 from medreason.data import known_benchmarks
-from medreason.data.benchmarks import Question, from_medmcqa, likelihood_prompt, permuted, reasoning_prompt
+from medreason.data.benchmarks import (
+    Kind,
+    Question,
+    Rubric,
+    from_medmcqa,
+    likelihood_prompt,
+    make_task,
+    permuted,
+    reasoning_prompt,
+)
 from medreason.data.known_benchmarks import (
     HUB,
     MMLU_SUBJECTS,
@@ -110,6 +120,7 @@ def test_an_unknown_name_brings_all_and_a_missing_file_says_so(tmp_path: Path) -
         (row(options={"A": "x", "B": " "}), "option B is empty"),
         (row(options="x"), "`options` is not of the form"),
         (row(options=["x", ""]), "option B is empty"),
+        (row(options=[]), "0 options; needed: 2 to 10"),
         ("{broken", "not JSON"),
         ("[1]", "not an object"),
     ],
@@ -117,6 +128,79 @@ def test_an_unknown_name_brings_all_and_a_missing_file_says_so(tmp_path: Path) -
 def test_a_row_that_cannot_be_asked_is_named_by_its_number(tmp_path: Path, bad: Any, reason: str) -> None:
     path = written(tmp_path / "f.jsonl", row(id="good"), bad)
     assert refusal(path).startswith(f"benchmarks={path}: row 2: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ({"question": "q", "answer": " "}, "no `options`"),
+        ({"question": "q", "answer": 1}, "no `options`"),
+        ({"question": "q", "answer": ["text"]}, "no `options`"),
+        ({"answer": "Text."}, "no `question`"),
+        ({"question": "q", "answer": "caf\udce9"}, "bytes that are not UTF-8"),
+        ({"question": "q", "rubrics": []}, "`rubrics` holds no {criterion, points} with points above 0"),
+        ({"question": "q", "rubrics": [{"criterion": "c", "points": -1}]}, "`rubrics` holds no {criterion, points}"),
+        ({"question": "q", "rubrics": [{"criterion": "c", "points": 1}, {"criterion": "c"}]},
+         "`rubrics`: the 2. has no number of `points`"),
+        ({"question": "q", "rubrics": [{"criterion": "c", "points": math.inf}]}, "`rubrics`: the 1. has no number"),
+        ({"question": "q", "rubrics": [{"criterion": " ", "points": 1}]}, "`rubrics`: the 1.: `criterion` is empty"),
+        ({"question": "q", "rubrics": ["c"]}, "`rubrics`: the 1. has no number of `points`"),
+        ({"prompt": [], "rubrics": [{"criterion": "c", "points": 1}]}, "`prompt` must begin and end with a turn of"),
+        ({"prompt": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+          "rubrics": [{"criterion": "c", "points": 1}]}, "`prompt` must begin and end with a turn of the user"),
+        ({"prompt": [{"role": "tool", "content": "q"}], "answer": "Text."}, "`prompt`: the 1. turn is not of the form"),
+        ({"prompt": [{"role": "user", "content": " "}], "answer": "Text."}, "`prompt` ends with an empty turn"),
+    ],
+)  # fmt: skip
+def test_an_open_row_that_cannot_be_judged_is_named_by_its_number(tmp_path: Path, bad: Any, reason: str) -> None:
+    path = written(tmp_path / "f.jsonl", {"question": "q", "answer": "Text."}, bad)
+    assert refusal(path).startswith(f"benchmarks={path}: row 2: {reason}")
+
+
+def test_rows_without_options_are_open_questions_with_a_reference_or_rubrics(tmp_path: Path) -> None:
+    bare = {"question": "Why?", "answer": "So.", "context": "C", "options": None}
+    chat = {"prompt": json.dumps([{"role": "user", "content": "Who?"}]), "Answer": "He."}
+    task = read_task(written(tmp_path / "f.jsonl", bare, chat))
+    assert task.kind is Kind.open
+    assert task.questions == (Question("1", "Why?", {}, "So.", "", "C"), Question("2", "Who?", {}, "He.", "", ""))
+    path = tmp_path / "f.csv"
+    path.write_text('id,question,rubrics\nx,Why?,"[{""criterion"": ""Says so"", ""points"": 2, ""tags"": [""t""]}]"\n')
+    (found,) = read_task(str(path)).questions
+    assert found == Question("x", "Why?", {}, "", "", "", rubrics=(Rubric("Says so", 2, ("t",)),))
+
+
+def test_a_chat_is_its_last_question_after_pairs_of_turns(tmp_path: Path) -> None:
+    said = [
+        ("system", "Be brief."),
+        ("user", "Pain."),
+        ("user", "In the chest."),
+        ("assistant", "When?"),
+        ("user", "Now."),
+    ]
+    row = {"prompt": [{"role": role, "content": text} for role, text in said], "answer": "Call 112."}
+    (found,) = read_task(
+        written(tmp_path / "f.jsonl", row | {"prompt_id": "p", "example_tags": ["theme:heart"]})
+    ).questions
+    assert found.earlier == (("Be brief.\n\nPain.\n\nIn the chest.", "When?"),) and found.question == "Now."
+    assert (found.id, found.subject) == ("p", "heart")
+
+
+def test_a_file_is_of_one_kind(tmp_path: Path) -> None:
+    path = written(tmp_path / "f.jsonl", row(), {"question": "q", "answer": "Text."})
+    assert refusal(path) == f"benchmarks={path}: row 1 has options and {path}: row 2 has none; part them into two files"
+
+
+def test_what_open_questions_have_changes_their_fingerprint_and_that_of_no_other(tmp_path: Path) -> None:
+    """The literal is what earlier releases wrote down: their evaluations go on."""
+    assert make_task("quiz", [("", SCURVY)]).fingerprint == "67f67bbc46d1fb00"
+    asked = {
+        "prompt_id": "p",
+        "prompt": [{"role": "user", "content": "q"}],
+        "rubrics": [{"criterion": "c", "points": 1}],
+    }
+    other = asked | {"rubrics": [{"criterion": "c", "points": 2}]}
+    prints = {read_task(written(tmp_path / "f.jsonl", each)).fingerprint for each in (asked, other)}
+    assert len(prints) == 2
 
 
 def test_names_in_any_case_lists_of_options_and_medmcqas_own_columns_are_read(tmp_path: Path) -> None:
@@ -365,6 +449,11 @@ def test_every_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -
         Question("3", "Did the treatment help?", {"A": "yes", "B": "no", "C": "maybe"}, "A", "", trial),
     )
     table, medmcqa = documented("csv", 0, tmp_path), documented("csv", 1, tmp_path)
+    assert documented("jsonl", 1, tmp_path) == (
+        Question("1", "What causes scurvy?", {}, "A lack of vitamin C", "", ""),
+    )
+    (chest,) = documented("jsonl", 2, tmp_path)
+    assert chest.earlier == (("My chest hurts.", "Since when?"),) and [one.points for one in chest.rubrics] == [7, -5]
     assert [(one.options, one.answer) for one in table] == [(vitamins, "B"), (organs, "B")]
     assert [(one.options, one.answer, one.subject) for one in medmcqa] == [
         (vitamins | {"D": "Vitamin K"}, "B", "Biochemistry")
@@ -373,4 +462,5 @@ def test_every_example_of_the_documentation_is_read_as_it_says(tmp_path: Path) -
 
 def test_the_documentation_names_every_column_that_is_read() -> None:
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in DOCUMENTED.splitlines() if "|" in line)))
-    assert named == {"question", "options", "choices", "answer", "id", "subject", "context"}
+    closed = {"question", "options", "choices", "answer", "id", "subject", "context"}
+    assert named == closed | {"rubrics", "prompt"}

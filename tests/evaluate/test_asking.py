@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from medreason.evaluate.asking import (
     by_loss,
     by_writing,
     own_letters,
+    question_text,
+    question_turns,
     record,
     shares,
     tokens_needed,
@@ -22,7 +25,7 @@ from medreason.evaluate.asking import (
 )
 from medreason.inference.batched import Written
 from medreason.models.load import summed_loss
-from medreason.models.prompts import Example, prompt_text
+from medreason.models.prompts import Example, conversation_text, prompt_text
 from medreason.report.scores import summarize
 
 IRON = Question("q1", "Which metal does haemoglobin hold?", {"A": "iron", "B": "zinc", "C": "tin"}, "A", "blood", "")
@@ -41,8 +44,11 @@ def writer(*texts: str, cut: bool = False) -> Callable[[Sequence[str]], Iterator
 
 def written(tokenizer: Any, question: Question, kind: Kind, *texts: str, orders: int = 1, samples: int = 1,
             cut: bool = False) -> dict[str, Any]:  # fmt: skip
-    found = list(by_writing(writer(*texts, cut=cut), lambda turn: prompt_text(tokenizer, turn, Format.think),
-                            [question], kind, Format.think, orders=orders, samples=samples))  # fmt: skip
+    def prompted(one: Question) -> str:
+        return prompt_text(tokenizer, reasoning_prompt(one), Format.think)
+
+    found = list(by_writing(writer(*texts, cut=cut), prompted, [question], kind, Format.think,
+                            orders=orders, samples=samples))  # fmt: skip
     assert len(found) == 1
     return found[0]
 
@@ -99,10 +105,30 @@ def test_an_open_question_has_no_right_answer_but_a_form(tokenizer: Any) -> None
     assert written(tokenizer, CASE, Kind.open, "Stage G4")["formed"] is False
 
 
+def test_turns_before_a_question_are_part_of_its_prompt_here_and_at_a_server(tokenizer: Any) -> None:
+    asked = Question("q", "An hour.", {}, "Call 112.", "", "", earlier=(("My chest hurts.", "Since when?"),))
+    text = question_text(tokenizer, asked, Format.think)
+    assert text == conversation_text(tokenizer, [("My chest hurts.", "Since when?")], "An hour.", Format.think)
+    assert text.index("My chest hurts.") < text.index("Since when?") < text.index("An hour.")
+    chat = question_turns(asked)
+    assert [turn["role"] for turn in chat] == ["user", "assistant", "user"]  # type: ignore[index]
+    assert question_turns(replace(asked, earlier=())) == "An hour."
+    (found,) = by_writing(writer("So."), question_turns, [asked], Kind.open, Format.think, orders=1, samples=1)
+    assert found["prompt"] == "user: My chest hurts.\n\nassistant: Since when?\n\nuser: An hour."
+    # and count where it is asked whether the model can read it all
+    long = replace(asked, earlier=(("Pain. " * 400, "Since when?"),))
+    some: dict[str, Any] = {"orders": 1, "max_new_tokens": 4}
+    room = tokens_needed(tokenizer, asked, Kind.open, Format.think, **some)
+    assert beyond(room, tokenizer, [asked, long], Kind.open, Format.think, **some) == ["q"]
+    assert beyond(room - 1, tokenizer, [asked], Kind.open, Format.think, **some) == ["q"]
+
+
 def test_records_come_as_questions_are_answered_whole() -> None:
     second = Question("q2", "Which one?", {"A": "x", "B": "y"}, "B", "", "")
     texts = [thought(f"The answer is {letter}.") for letter in "ABBA"]
-    found = list(by_writing(writer(*texts), str, [IRON, second], Kind.choice, Format.think, orders=1, samples=2))
+    found = list(
+        by_writing(writer(*texts), reasoning_prompt, [IRON, second], Kind.choice, Format.think, orders=1, samples=2)
+    )
     assert [record["id"] for record in found] == ["q2", "q1"]  # the writer hands over the last first
     assert found[0]["choices"] == ["B", "A"] and found[1]["choices"] == ["A", "B"]
 
@@ -188,5 +214,5 @@ def test_a_question_that_the_server_found_too_long_is_recorded_as_such() -> None
     def write(prompts: Sequence[str]) -> Iterator[tuple[int, Written]]:
         yield 0, Written("", cut=False, too_long=True)
 
-    found = list(by_writing(write, str, [IRON], Kind.choice, Format.think, orders=1, samples=1))
+    found = list(by_writing(write, reasoning_prompt, [IRON], Kind.choice, Format.think, orders=1, samples=1))
     assert found == [too_long(IRON, Kind.choice)]

@@ -1,13 +1,13 @@
-"""Answers of a server that this file plays itself; tests/test_serve.py asks a real one."""
+"""Answers of a server that fake_server.py plays; tests/test_serve.py asks a real one."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from fake_server import Reply, message, serving
 
 from medreason.config import ConfigError, Format, RunFailed
 from medreason.inference import server
@@ -17,46 +17,12 @@ from medreason.models.checks import check_server
 from medreason.models.prompts import parse_answer
 from support import free_port
 
-Reply = Callable[[dict[str, Any]], tuple[int, dict[str, Any]]]
-
 
 @pytest.fixture
 def served() -> Iterator[Callable[[Reply], str]]:
     """Starts servers that answer a request's body by a function; each one's address."""
-    started = []
-
-    def serve(reply: Reply) -> str:
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self.send(200 if self.headers["Authorization"] in (None, "Bearer right") else 401, {"data": []})
-
-            def do_POST(self) -> None:
-                self.send(*reply(json.loads(self.rfile.read(int(self.headers["Content-Length"])))))
-
-            def send(self, status: int, body: dict[str, Any]) -> None:
-                text = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        started.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        threading.Thread(target=started[-1].serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{started[-1].server_address[1]}/v1"
-
-    yield serve
-    for one in started:
-        one.shutdown()
-        one.server_close()
-
-
-def message(content: str, finish_reason: str = "stop", **more: str) -> tuple[int, dict[str, Any]]:
-    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": content, **more}}
-    return 200, {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    with ExitStack() as started:
+        yield lambda reply: started.enter_context(serving(reply))
 
 
 def ask(server: str, *questions: str, **settings: Any) -> dict[int, Written]:

@@ -1,11 +1,15 @@
+import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from medreason.data.benchmarks import Question, chance
-from medreason.evaluate.display import MEASURES, picture
-from medreason.report.scores import compare, summarize
+from medreason.evaluate.display import MEASURES, picture, unread
+from medreason.export.model_card import by_judge
+from medreason.report.run_page import score_cells
+from medreason.report.scores import compare, compare_judged, judged_score, summarize, summarize_judged
 
 
 def choice(identity: str, gold: str | None, chosen: str | None, **more: Any) -> dict[str, Any]:
@@ -114,3 +118,83 @@ def test_guessing_is_right_once_in_as_many_options_as_there_are() -> None:
     two, four = (Question("a", "?", dict.fromkeys("ABCD"[:count], "x"), "A", "", "") for count in (2, 4))
     assert chance([two, four]) == pytest.approx(0.375)
     assert chance([]) is None and chance([two, Question("b", "?", {}, "text", "", "")]) is None
+
+
+def answer(*verdicts: Any, points: Sequence[float] = (), **more: Any) -> dict[str, Any]:
+    """What a judge said of an answer, the first form and the second."""
+    pairs = [list(each) if isinstance(each, tuple) else [each, each] for each in verdicts]
+    tags = [()] * len(points)
+    return {"id": "q", "subject": "", "no_answer": not pairs, "verdicts": pairs, "points": points, "tags": tags} | more
+
+
+def test_a_score_of_rubrics_is_points_met_over_points_above_zero_and_its_mean_is_clipped() -> None:
+    points = (7, 3, -5)
+    assert judged_score(answer(True, False, False, points=points)) == pytest.approx(0.7)
+    assert judged_score(answer(True, True, True, points=points)) == pytest.approx(0.5)
+    assert judged_score(answer(False, False, True, points=points)) == pytest.approx(-0.5)
+    assert judged_score(answer(points=points)) == 0
+    found = summarize_judged(
+        [answer(False, False, True, points=points)] * 3 + [answer(True, False, True, points=points)]
+    )
+    assert (found["mean"], found["interval"][0]) == (0, 0) and 0 <= found["interval"][1] <= 1
+    halves = summarize_judged([answer(True, True, True, points=points), answer(True, True, False, points=points)] * 10)
+    assert halves["mean"] == pytest.approx(0.75) and halves["interval"][0] < 0.75 < halves["interval"][1]
+
+
+def test_what_has_no_verdict_counts_neither_for_nor_against_and_is_told() -> None:
+    assert judged_score(answer(None)) is None and judged_score(answer(True, None, points=(7, 3))) == 1
+    assert judged_score(answer(None, True, points=(7, -3))) is None
+    found = summarize_judged([answer(True), answer(False), answer((None, True)), answer()])
+    assert (found["questions"], found["scored"], found["mean"]) == (4, 3, pytest.approx(1 / 3))
+    assert (found["verdicts"], found["no_verdict"], found["no_answer"]) == (3, 1, 1)
+    assert found["self_agreement"]["verdicts"] == 2 and found["self_agreement"]["share"] == 1
+    nothing = summarize_judged([answer(None), answer(None)])
+    assert nothing["mean"] is None and nothing["no_verdict"] == 2 and nothing["self_agreement"]["share"] is None
+    assert json.loads(json.dumps(nothing)) == nothing
+
+
+def test_a_judge_is_compared_with_itself_and_with_the_rule() -> None:
+    each = [(True, True), (True, False), (False, False), (False, False)]
+    answers = [answer(pair, id=str(place)) for place, pair in enumerate(each)] + [answer(id="4")]
+    found = summarize_judged(answers, {"0": True, "1": False, "2": False, "3": False, "4": False})
+    assert found["self_agreement"]["share"] == 0.75 and found["self_agreement"]["kappa"] == pytest.approx(0.5)
+    assert found["exact_match"]["verdicts"] == 4 and found["exact_match"]["share"] == 0.75
+    assert found["exact_match"]["kappa"] == pytest.approx(0.5)
+
+
+def test_judged_subjects_and_tags_have_scores_of_their_own() -> None:
+    tags = [("axis:accuracy",), ("axis:accuracy", "axis:context")]
+    answers = [answer(True, False, points=(4, 4), tags=tags, subject=subject) for subject in ("heart", "lung")]
+    found = summarize_judged(answers)
+    assert {tag: one["mean"] for tag, one in found["tags"].items()} == {"axis:accuracy": 0.5, "axis:context": 0}
+    assert {subject: one["mean"] for subject, one in found["subjects"].items()} == {"heart": 0.5, "lung": 0.5}
+
+
+def test_two_models_judged_scores_are_compared_pair_by_pair() -> None:
+    right, wrong = [answer(True, id=str(i)) for i in range(20)], [answer(False, id=str(i)) for i in range(20)]
+    found = compare_judged(right, wrong)
+    assert found is not None and found["difference"] == 1 and found["in_words"].startswith("by the judge it answers")
+    assert compare_judged(right, [answer(None, id="1")]) is None
+    points = (6, 2, 2)
+    ours = [answer(True, i % 2 == 0, False, points=points, id=str(i)) for i in range(30)]
+    theirs = [answer(False, i % 2 == 0, i % 3 == 0, points=points, id=str(i)) for i in range(30)]
+    better = compare_judged(ours, theirs)
+    assert better is not None and better["interval"][0] > 0 and "higher: +5" in better["in_words"]
+    alone = compare_judged(ours[:1], theirs[:1])
+    assert alone is not None and "no significant difference" in alone["in_words"]
+
+
+def test_a_judged_score_stands_in_the_table_the_page_and_the_card_by_that_name() -> None:
+    summary = summarize_judged([answer(True), answer(False)] * 10)
+    score = {"questions": 20, "cut": 0, "judged": summary}
+    assert MEASURES["judged score (95% interval)"](score) == "50.0% (29.9% to 70.1%)"
+    assert MEASURES["judge agrees with itself"](score) == "100.0% (83.9% to 100.0%), kappa 1.00"
+    assert MEASURES["no verdict"](score) == "0 of 20" and unread(score) == ""
+    assert score_cells(score)[:2] == ["50.0% by a judge", "29.9% to 70.1%"]
+    assert by_judge(score) == "50.0% (29.9% to 70.1%) by a judge model"
+    ruled = score | {"accuracy": 0.25, "interval": [0.1, 0.4]}
+    assert score_cells(ruled)[0] == "25.0%", "what a rule says goes first"
+    none = {"questions": 20, "judged": summarize_judged([answer(None)] * 20)}
+    assert MEASURES["judged score (95% interval)"](none) == "none: no verdict" and "there is no score" in unread(none)
+    assert score_cells(none)[:2] == ["", ""] and by_judge(none) is None
+    assert not any(MEASURES[name]({"questions": 20}) for name in MEASURES if "judge" in name or name == "no verdict")

@@ -8,6 +8,7 @@ from medreason.report.statistics import (
     accuracy_at_coverage,
     bootstrap_mean,
     brier,
+    cohens_kappa,
     expected_calibration_error,
     in_words,
     majority,
@@ -244,3 +245,12 @@ def test_one_value_has_no_interval_and_equal_values_have_none_to_speak_of() -> N
 )
 def test_the_answer_most_given_wins(answers: list[str | None], winner: str | None, share: float) -> None:
     assert majority(answers) == (winner, pytest.approx(share))
+
+
+def test_kappa_is_agreement_beyond_chance() -> None:
+    # Cohen's own definition, computed from shares: observed 0.7, by chance 0.5
+    assert cohens_kappa(*answered(20, 5, 10, 15)) == pytest.approx((0.7 - 0.5) / 0.5)
+    assert cohens_kappa(*answered(7, 0, 0, 3)) == 1
+    assert cohens_kappa(*answered(25, 25, 25, 25)) == 0
+    assert cohens_kappa(*answered(0, 5, 5, 0)) == -1
+    assert cohens_kappa(*answered(9, 0, 0, 0)) is None and cohens_kappa([], []) is None

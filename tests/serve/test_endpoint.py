@@ -159,6 +159,56 @@ def test_every_setting_of_sampling_may_be_given(answers: Endpoint) -> None:
     assert newer.json["usage"]["completion_tokens"] == 3
 
 
+def test_an_answer_ends_before_its_stop_whole_or_streamed(answers: Endpoint) -> None:
+    whole = asked(answers, chat(max_tokens=40)).json["choices"][0]["message"]["content"]
+    stop = whole[len(whole) // 2 :][:3]
+    kept = whole[: whole.index(stop)]
+    for given in (stop, ["never", stop]):
+        choice = asked(answers, chat(max_tokens=40, stop=given)).json["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == (kept, "stop")
+    lines = asked(answers, chat(max_tokens=40, stop=stop, stream=True)).content.decode().split("\n\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+    deltas = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(deltas) == kept
+    prompt = {"model": NAME, "prompt": "Why?", "max_tokens": 40}
+    text = asked(answers, prompt, path="/v1/completions").json["choices"][0]["text"]
+    found = asked(answers, prompt | {"stop": [text[5:8]]}, path="/v1/completions").json["choices"][0]["text"]
+    assert found == text[: text.index(text[5:8])]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"stop": [], "seed": 1234, "temperature": 0},  # lm-evaluation-harness, of a task that names no stop
+        {"stop": ["\n\n", "</s>", "问题", "<|im_end|>"], "seed": 1234, "temperature": 0.0, "top_p": 1.0},
+        {"messages": [{"role": "user", "content": "Why?", "type": "text"}], "stop": ["Q:"], "seed": 1234},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a"},
+                      {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]},  # few shots
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]},  # inspect-ai
+        {"max_tokens": None, "max_completion_tokens": 2, "n": 1, "logprobs": None, "stop": None, "user": "me"},
+        {"tools": [], "tool_choice": "auto", "response_format": {"type": "text"}, "stream": False, "store": False},
+    ],
+)  # fmt: skip
+def test_requests_as_harnesses_send_them_are_answered_with_what_they_count(answers: Endpoint, more: Any) -> None:
+    reply = asked(answers, chat() | more)
+    assert reply.status == 200, reply.content
+    found = reply.json
+    assert found["choices"][0]["index"] == 0 and isinstance(found["choices"][0]["message"]["content"], str)
+    usage = found["usage"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > usage["prompt_tokens"] > 0
+
+
+def test_a_list_of_one_prompt_is_one_prompt(answers: Endpoint) -> None:
+    one, other = (
+        asked(answers, {"model": NAME, "prompt": prompt, "max_tokens": 3, "stop": []}, path="/v1/completions")
+        for prompt in ("Why?", ["Why?"])
+    )
+    assert one.status == 200 and one.json["choices"] == other.json["choices"]
+    for bad in (["a", "b"], [], [[1, 2]], [3]):
+        refused = asked(answers, {"model": NAME, "prompt": bad}, path="/v1/completions")
+        assert refused.status == 400 and "prompt must be a text" in refused.json["error"]["message"]
+
+
 def test_a_temperature_is_heeded_and_without_one_answers_are_greedy(answers: Endpoint) -> None:
     def text(**settings: Any) -> str:
         return str(asked(answers, chat(max_tokens=12, **settings)).json["choices"][0]["message"]["content"])

@@ -3,6 +3,9 @@
 import http.client
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from medreason.config import ConfigError, Engine, ExportFormat, Format, Quantization, ServeConfig
 from medreason.core.json_lines import read_json_lines
@@ -109,6 +113,16 @@ def most_mib(process: int) -> float:
     return int(Path(f"/proc/{process}/status").read_text().partition("VmHWM:")[2].split()[0]) / 2**10
 
 
+def test_a_stop_ends_the_answer_and_not_the_reasoning(server: tuple[subprocess.Popen[str], str]) -> None:
+    """ "7.10 is below 7.35.\\nSo it is low." is the reasoning: it holds a line feed, and two stand after it."""
+    choice = asked(server[1], stop=["\n", "daemia"]).choices[0]
+    assert (choice.message.content, choice.finish_reason) == ("Aci", "stop")
+    assert choice.message.reasoning_content == TAUGHT.reasoning
+    pieces = [chunk.choices[0].delta for chunk in asked(server[1], stream=True, stop="daemia") if chunk.choices]
+    assert "".join(piece.content or "" for piece in pieces) == "Aci"
+    assert "".join(getattr(piece, "reasoning_content", None) or "" for piece in pieces).strip() == TAUGHT.reasoning
+
+
 def test_reasoning_and_answer_of_a_server_are_joined_as_the_model_wrote_them(
     server: tuple[subprocess.Popen[str], str],
 ) -> None:
@@ -133,6 +147,54 @@ def test_a_served_model_is_evaluated_and_writes_what_it_writes_here(
         records = read_json_lines(tmp_path / name / "own.jsonl")
         texts.append({record["id"]: record["text"] for record in records})
     assert texts[0] == texts[1] and len(texts[0]) == 5
+
+
+def test_a_served_model_that_is_no_judge_gives_no_verdicts_and_that_is_said(
+    server: tuple[subprocess.Popen[str], str], taught_run: Path, tmp_path: Path
+) -> None:
+    rows = [{"question": f"How warm is {i}?", "answer": "As warm as blood."} for i in range(2)]
+    (tmp_path / "open.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [f"run={taught_run}", f"benchmarks=[{tmp_path}/open.jsonl]", "method=generate", "max_new_tokens=20"]
+    address = f"{server[1]}/v1"
+    said = run_command(
+        "evaluate", *asked, f"server={address}", f"judge={address}", "judge_tokens=20", f"output={tmp_path / 'out'}"
+    )
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert "none: no verdict" in said.stdout and "2 of 2" in said.stdout
+    assert "no verdict in 2 of the judge's 2 replies, asked again: there is no score" in said.stdout
+    lines = read_json_lines(tmp_path / "out" / "open_judge.jsonl")
+    assert {line["verdict"] for line in lines} == {None} and {line["question"] for line in lines} == {"1", "2"}
+    assert json.loads((tmp_path / "out" / "judge.json").read_text())["model"] == "run/export_merged"
+
+
+@pytest.mark.skipif(shutil.which("lm_eval") is None, reason="no lm_eval on the PATH (pip install 'lm-eval[api]')")
+def test_an_existing_harness_evaluates_what_is_served_by_the_documented_command(
+    server: tuple[subprocess.Popen[str], str], tmp_path: Path
+) -> None:
+    page = (ROOT / "docs" / "pages" / "how-to" / "export-and-serving.md").read_text(encoding="utf-8")
+    (task,) = re.findall(r"^```yaml\n(.*?)^```", page, re.M | re.S)
+    (line,) = re.findall(r"^lm_eval .*$", page, re.M)
+    (tmp_path / "quiz.yaml").write_text(task)
+    rows = [{"question": f"{i} days ill?", "options": {"A": "fever", "B": "cough"}, "answer": "A"} for i in range(4)]
+    rows.append({"question": TAUGHT.question, "options": {"A": "Low", "B": "High"}, "answer": TAUGHT.answer})
+    (tmp_path / "quiz.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # the same rows, asked as the model was taught, with the stop that many tasks have
+    exact = yaml.safe_load(task) | {"task": "exact", "doc_to_text": "{{question}}"}
+    exact["generation_kwargs"] = {"until": ["\n\n", "Question:"], "max_gen_toks": 80}
+    del exact["filter_list"]
+    (tmp_path / "exact.yaml").write_text(yaml.safe_dump(exact))
+    words = shlex.split(line.replace("http://127.0.0.1:8000", server[1]).replace("RUN/export", "run/export"))
+    words[words.index("quiz")] = "quiz,exact"
+    plain = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    said = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, env=plain)
+    assert said.returncode == 0, said.stderr[-3000:]
+    assert "API request failed" not in said.stdout + said.stderr
+    (results,) = (tmp_path / "harness").rglob("results_*.json")
+    found = json.loads(results.read_text())["results"]
+    assert found["exact"]["exact_match,none"] == pytest.approx(1 / 5) and "exact_match,letter" in found["quiz"]
+    (samples,) = (tmp_path / "harness").rglob("samples_exact_*.jsonl")
+    answers = {one["doc"]["question"]: one["resps"][0][0] for one in read_json_lines(samples)}
+    assert len(answers) == 5 and answers[TAUGHT.question] == TAUGHT.answer
 
 
 def test_ctrl_c_ends_the_server_and_leaves_no_process(server: tuple[subprocess.Popen[str], str]) -> None:
