@@ -1,14 +1,14 @@
 """What a second stage on a model's own right answers brings (STaR), by this project's own commands.
 
-usage: rejection_sampling.py OUT_FOLDER [MODEL] [TAUGHT] [POOL] [UNSEEN] [STEPS] [SETTING...]
+usage: rejection_sampling.py OUT_FOLDER [MODEL] [TAUGHT] [POOL] [UNSEEN] [STEPS] [SAMPLES] [SETTING...]
        MODEL is an option of conf/model, smollm2_135m without; SETTINGs go to both training runs.
 
 Rule-made cases are parted in three: TAUGHT with their reasoning, POOL with their answers alone, UNSEEN to be scored.
 
-    first     learns the taught cases for STEPS steps
-    sampled   its right answers to the pool, 8 tries each
-    longer    learns the taught cases for as many steps as first and second together: what more steps alone bring
-    second    the base anew, STEPS steps on the taught cases and what was sampled
+    first     the base, trained on the taught cases for half of STEPS: half-trained
+    sampled   its right answers to the pool, SAMPLES tries each
+    longer    the base, trained on the taught cases for STEPS: what more steps alone bring
+    second    the base, trained on the taught cases and what was sampled for STEPS
 
 Each then answers the unseen cases, greedily and by exact match; McNemar's exact test compares them case by case.
 """
@@ -53,9 +53,10 @@ def main(
     out: str,
     model: str = "smollm2_135m",
     taught: str = "60",
-    pool: str = "300",
-    unseen: str = "300",
-    steps: str = "60",
+    pool: str = "120",
+    unseen: str = "200",
+    steps: str = "88",
+    samples: str = "8",
     *settings: str,
 ) -> None:
     folder = Path(out)
@@ -84,12 +85,14 @@ def main(
         carry_out("sample", *asked, f"output={folder / name / 'unseen'}")
 
     learned = f"data.path={folder / 'taught.jsonl'}"
-    train("first", int(steps), learned)
-    carry_out("sample", f"run={folder / 'first'}", f"data={folder / 'pool.jsonl'}", "samples=8", "keep=1", *WRITING)
+    train("first", max(int(steps) // 2, 1), learned)
+    carry_out(
+        "sample", f"run={folder / 'first'}", f"data={folder / 'pool.jsonl'}", f"samples={samples}", "keep=1", *WRITING
+    )
     rows = folder / "first" / "sampled" / "rows.jsonl"
     if not read_json_lines(rows):
         raise SystemExit("first: no right answer to learn from; give more STEPS")
-    train("longer", 2 * int(steps), learned)
+    train("longer", int(steps), learned)
     train("second", int(steps), f"data.path={rows}", f"data.mix=[{{path:{folder / 'taught.jsonl'}}}]")
     for name in ("first", "longer", "second"):
         score(name)
