@@ -98,9 +98,9 @@ def test_the_benchmarks_of_a_runs_rows_count_too(tmp_path: Path) -> None:
     quiz = written(tmp_path / "quiz.jsonl", [{"question": f"{STEM} in culture?"}])
     data = answerer(tmp_path, f"data.benchmarks=[{quiz}]").config.data
     assert [one.benchmark for one in benchmark_questions([], [data], None)] == ["quiz"]
-    with pytest.raises(ConfigError, match="data.benchmarks=.*gone.jsonl: no such file"):
+    with pytest.raises(ConfigError, match=r"data.benchmarks=.*gone.jsonl: no such file"):
         benchmark_questions([], [replace(data, benchmarks=[str(tmp_path / "gone.jsonl")])], None)
-    with pytest.raises(ConfigError, match="^benchmarks=.*gone.jsonl: no such file"):
+    with pytest.raises(ConfigError, match=r"^benchmarks=.*gone.jsonl: no such file"):
         benchmark_questions([str(tmp_path / "gone.jsonl")], [], None)
 
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_asked_is_one_line(tmp_path: Path, given: str, said: str)
 
 def test_rows_without_a_rule_that_judges_their_answers_need_other_questions(tmp_path: Path) -> None:
     config = composed("data=local", "data.path=rows.jsonl")
-    with pytest.raises(ConfigError, match="data must be given: answers to the rows of .* cannot be judged by rule"):
+    with pytest.raises(ConfigError, match=r"data must be given: answers to the rows of .* cannot be judged by rule"):
         training_questions(None, Answerer(config, None, tmp_path, tmp_path), say)
     with pytest.raises(ConfigError, match="data must be given: a model alone"):
         training_questions(None, Answerer(config, None, None, tmp_path), say)
@@ -167,5 +167,5 @@ def test_rows_without_a_rule_that_judges_their_answers_need_other_questions(tmp_
 def test_a_question_that_comes_twice_is_asked_once() -> None:
     cases = generate_cases(3, 5, ["anaemia"])
     assert len(exact_task("cases", [*cases, *cases]).questions) == 3
-    with pytest.raises(ConfigError, match="^data=x: no questions"):
+    with pytest.raises(ConfigError, match=r"^data=x: no questions"):
         make_task("x", [], Kind.exact, "data")
