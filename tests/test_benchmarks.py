@@ -82,7 +82,7 @@ def test_passes_of_the_fast_engine_stand_beside_their_bounds(tmp_path: Path) -> 
 
 
 def test_a_second_stage_that_nothing_was_sampled_for_ends_in_a_line(tmp_path: Path) -> None:
-    given = ["tiny", "12", "4", "4", "2", "2", "data.validation_share=0.4"]
+    given = ["tiny", "12", "4", "4", "4", "2", "data.validation_share=0.4", "optim.warmup_steps=1"]
     command = [sys.executable, "benchmarks/rejection_sampling.py", str(tmp_path), *given]
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert said.stderr.endswith("first: no right answer to learn from; give more STEPS\n"), said.stderr[-2000:]
