@@ -54,10 +54,14 @@ ROWS = ("data=", "data.path=", "data.name=", "data.revision=", "data.mix=", "dat
 OF_A_RUN = ("hydra.run.dir=", "resume=", "ckpt=", "logger.name=")
 
 
-def after_sampling(run: Path | None, rows: Path) -> str:
-    """The command that trains the base of `run` on rows sampled from it, all else as it was."""
+def after_sampling(run: Path | None, rows: Path, model: str) -> str:
+    """The command that trains a run's base, `model`, on rows sampled from it, all else as in the run if there is one."""
     told = read_json(run / "run.json").get("overrides") if run is not None else None
-    same = [str(one) for one in told if not str(one).startswith(ROWS + OF_A_RUN)] if isinstance(told, list) else []
+    if isinstance(told, list):
+        same = [str(one) for one in told if not str(one).startswith(ROWS + OF_A_RUN)]
+    else:
+        _, embedded, name = model.rpartition("embedded:")
+        same = [override("model", name) if embedded else override("model.path", model)]
     return command_line("train", [*same, "data=local", override("data.path", from_here(rows))])
 
 

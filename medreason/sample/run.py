@@ -79,7 +79,7 @@ def sample(config: SampleConfig) -> None:
         write_json(folder / "sample.json", begun | {"counts": asdict(counts)})
         show(counts, refused, task, folder)
         if counts.rows:
-            print("next:", after_sampling(answerer.run, folder / "rows.jsonl"), sep="\n  ")
+            print("next:", after_sampling(answerer.run, folder / "rows.jsonl", answerer.config.model.path), sep="\n  ")
 
 
 def asked_rows(config: SampleConfig, answerer: Answerer) -> list[Any]:

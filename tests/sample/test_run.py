@@ -108,5 +108,6 @@ def test_the_next_command_trains_as_the_run_was_trained_on_other_rows(tmp_path: 
     write_json(tmp_path / "run.json", {"overrides": words})
     rows = tmp_path / "sampled" / "rows.jsonl"
     expected = ["experiments=quickstart", "lora.r=8", "data=local", f"data.path={rows}"]
-    assert shlex.split(after_sampling(tmp_path, rows))[3:] == expected
-    assert shlex.split(after_sampling(None, rows))[3:] == expected[2:]
+    assert shlex.split(after_sampling(tmp_path, rows, "/a/model"))[3:] == expected
+    assert shlex.split(after_sampling(None, rows, "/a/model"))[3:] == ["model.path=/a/model", *expected[2:]]
+    assert shlex.split(after_sampling(None, rows, "embedded:smollm2_135m"))[3:] == ["model=smollm2_135m", *expected[2:]]
