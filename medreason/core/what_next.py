@@ -55,7 +55,7 @@ OF_A_RUN = ("hydra.run.dir=", "resume=", "ckpt=", "logger.name=")
 
 
 def after_sampling(run: Path | None, rows: Path, model: str) -> str:
-    """The command that trains a run's base, `model`, on rows sampled from it, all else as in the run if there is one."""
+    """The command that trains a run's base, `model`, on rows sampled from it, all else as in the run."""
     told = read_json(run / "run.json").get("overrides") if run is not None else None
     if isinstance(told, list):
         same = [str(one) for one in told if not str(one).startswith(ROWS + OF_A_RUN)]
