@@ -69,6 +69,8 @@ def main(
     write_cases(folder / "unseen.jsonl", cases[-counts[2] :], pair)
 
     def train(name: str, how_long: int, *rows: str) -> None:
+        if (folder / name / "adapter").is_dir():  # this command goes on after a kill
+            return
         ends = [f"trainer.max_steps={how_long}", f"trainer.validate_every_steps={how_long}", "trainer.max_epochs=999"]
         usual = [
             "experiments=quickstart",

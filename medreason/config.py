@@ -708,7 +708,8 @@ class SampleConfig:
     benchmarks: list[str]  # files or hub data sets whose questions are not asked; those of the run's rows join them
     samples: int  # answers to each question
     temperature: float  # of samples
-    keep: int  # right answers that are kept of each question, at most; no text twice
+    keep: int  # right answers that are kept of each question, at most: those written most often, no text twice
+    right_share: float  # of a question's answers that must be right for any to be kept: fewer may be luck
     limit: int | None  # questions, chosen by `seed`
     batch: int | None  # answers written at once, with batching=static; null: 32
     batching: Batching | None  # null: continuous on a GPU
@@ -729,6 +730,7 @@ class SampleConfig:
             temperature=1000,
         )  # fmt: skip
         check(abs(self.seed) < 2**SEED_BITS, "seed", f"have at most {SEED_BITS} bits", self.seed)
+        check(0 <= self.right_share <= 1, "right_share", "be in 0 to 1", self.right_share)
         self.run = place("run", self.run)
         check(all(self.benchmarks), "benchmarks", "be files or hub data sets", list(self.benchmarks))
         self.benchmarks = [place("benchmarks", name) for name in self.benchmarks]

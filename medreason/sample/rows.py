@@ -5,6 +5,7 @@ the columns question, reasoning and answer, which `data.path` knows by their nam
 model was asked.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,13 +45,24 @@ def judged(record: Mapping[str, Any], style: Format) -> dict[str, Any]:
     }
 
 
-def kept(question: Question, answers: Answers, style: Format, keep: int, max_chars: int) -> list[Example]:
-    """The first `keep` answers to a question that can be learned from, no text twice."""
-    found: dict[str, Example] = {}
-    for text, right, whole in zip(answers["texts"], answers["right"], answers["whole"], strict=True):
-        if right and whole and len(found) < keep and (example := learnable(question, text, style, max_chars)):
-            found.setdefault(" ".join(text.split()), example)
-    return list(found.values())
+def kept(
+    question: Question, answers: Answers, style: Format, keep: int, right_share: float, max_chars: int
+) -> list[Example]:
+    """At most `keep` answers to a question that can be learned from: those that were written most often, no text twice.
+
+    None where less than `right_share` of its answers are right. Reasoning that leads to a right answer by luck seldom
+    does so twice, and seldom in the same words.
+    """
+    if sum(answers["right"]) < right_share * len(answers["right"]):
+        return []
+    texts = Counter(
+        " ".join(text.split())
+        for text, right, whole in zip(answers["texts"], answers["right"], answers["whole"], strict=True)
+        if right and whole
+    )
+    first = {" ".join(text.split()): text for text in reversed(answers["texts"])}
+    found = (learnable(question, first[text], style, max_chars) for text, _ in texts.most_common())
+    return [example for example in found if example is not None][:keep]
 
 
 def learnable(question: Question, text: str, style: Format, max_chars: int) -> Example | None:

@@ -135,10 +135,9 @@ def write_rows(config: SampleConfig, trained: TrainConfig, task: Task, folder: P
     """Writes rows.jsonl of the answers to these questions that are kept, all or nothing."""
     questions = {question.id: question for question in task.questions}
     answers = read_records(folder / f"{ANSWERS}.jsonl", task)
+    style, most = trained.data.format, trained.data.max_field_chars
     rows = [
-        row
-        for one in answers
-        for row in kept(questions[one["id"]], one, trained.data.format, config.keep, trained.data.max_field_chars)
+        row for one in answers for row in kept(questions[one["id"]], one, style, config.keep, config.right_share, most)
     ]
     with whole_file(folder / "rows.jsonl") as draft:
         draft.write_text(json_lines(map(asdict, rows)), encoding="utf-8")

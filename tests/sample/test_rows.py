@@ -25,23 +25,30 @@ def answers(*texts: str, right: list[bool] | None = None, whole: list[bool] | No
 def test_right_answers_alone_are_kept_each_text_once_and_so_many_at_most() -> None:
     one, two, three = written("It is low."), written("Below 7.35."), written("Low indeed.")
     found = answers(one, two, f"{one[:8]} {one[8:]}", three, right=[True, False, True, True])
-    assert [row.reasoning for row in kept(CASE, found, Format.think, 4, 1000)] == ["It is low.", "Low indeed."]
-    assert [row.reasoning for row in kept(CASE, found, Format.think, 1, 1000)] == ["It is low."]
-    assert kept(CASE, found, Format.think, 1, 1000) == [Example(CASE.question, "It is low.", "Acidaemia")]
+    assert [row.reasoning for row in kept(CASE, found, Format.think, 4, 0.0, 1000)] == ["It is low.", "Low indeed."]
+    assert [row.reasoning for row in kept(CASE, found, Format.think, 1, 0.0, 1000)] == ["It is low."]
+    assert kept(CASE, found, Format.think, 1, 0.0, 1000) == [Example(CASE.question, "It is low.", "Acidaemia")]
+
+
+def test_what_was_written_most_often_comes_first_and_luck_is_left_out() -> None:
+    rare, usual = written("Chance."), written("It is low.")
+    found = answers(rare, usual, usual, rare + "!", right=[True, True, True, False])
+    assert [row.reasoning for row in kept(CASE, found, Format.think, 4, 0.75, 1000)] == ["It is low.", "Chance."]
+    assert kept(CASE, found, Format.think, 4, 0.76, 1000) == []
 
 
 def test_an_answer_that_is_cut_or_shows_no_reasoning_is_not_kept() -> None:
     found = answers(written("It is low."), "Acidaemia", whole=[False, False])
-    assert kept(CASE, found, Format.think, 4, 1000) == []
+    assert kept(CASE, found, Format.think, 4, 0.0, 1000) == []
 
 
 @pytest.mark.parametrize("why", ["it </think> is", "a <think> more", "bad \ufffd byte", "x" * 2000, "a \x07 bell"])
 def test_an_answer_that_training_would_refuse_is_not_kept(why: str) -> None:
-    assert kept(CASE, answers(written(why)), Format.think, 4, 1000) == []
+    assert kept(CASE, answers(written(why)), Format.think, 4, 0.0, 1000) == []
 
 
 def test_a_row_asks_what_the_model_was_asked() -> None:
-    (row,) = kept(CHOICE, answers(written("Low.", "The answer is A.")), Format.think, 1, 1000)
+    (row,) = kept(CHOICE, answers(written("Low.", "The answer is A.")), Format.think, 1, 0.0, 1000)
     assert row.question == reasoning_prompt(CHOICE) and "B. Alkalaemia" in row.question
     assert row.answer == "The answer is A."
 
