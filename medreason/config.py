@@ -711,6 +711,48 @@ class VerdictConfig:
 
 
 @dataclass
+class SampleConfig:
+    run: str  # a run directory, an adapter's folder, or a model (folder, hub name, embedded:NAME)
+    base: bool  # ask the model as it was before the run instead
+    checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
+    precision: Precision | None  # of the base; null: as the run had it, without one nf4 (half on a CPU)
+    data: (
+        str | None
+    )  # a file or folder, another run (its clinical cases), or NAME:train of the hub; null: the run's own
+    benchmarks: list[str]  # files or hub data sets whose questions are not asked; those of the run's rows join them
+    samples: int  # answers to each question
+    temperature: float  # of samples
+    keep: int  # right answers that are kept of each question, at most: those written most often, no text twice
+    right_share: float  # of a question's answers that must be right for any to be kept: fewer may be luck
+    limit: int | None  # questions, chosen by `seed`
+    batch: int | None  # answers written at once, with batching=static; null: 32
+    batching: Batching | None  # null: continuous on a GPU
+    max_new_tokens: int  # of an answer, reasoning included; one that is cut is not kept
+    output: str | None  # null: RUN/samples, _base or _last; for a model alone under runs/
+    seed: int  # draws the questions of `limit`, and samples
+
+    def __post_init__(self) -> None:
+        check(bool(self.run), "run", "name a run directory (run=DIR)", self.run)
+        for name in ("limit", "batch"):
+            value = getattr(self, name)
+            check(value is None or value > 0, name, "be positive or null", value)
+        for name in ("samples", "keep", "max_new_tokens"):
+            check(getattr(self, name) > 0, name, "be positive", getattr(self, name))
+        check(self.temperature > 0, "temperature", "be positive", self.temperature)
+        check_most(
+            self, "", limit=MOST_STEPS, batch=MOST_AT_ONCE, max_new_tokens=MOST_TOKENS, samples=10_000, keep=10_000,
+            temperature=1000,
+        )  # fmt: skip
+        check(abs(self.seed) < 2**SEED_BITS, "seed", f"have at most {SEED_BITS} bits", self.seed)
+        check(0 <= self.right_share <= 1, "right_share", "be in 0 to 1", self.right_share)
+        self.run = place("run", self.run)
+        check(all(self.benchmarks), "benchmarks", "be files or hub data sets", list(self.benchmarks))
+        self.benchmarks = [place("benchmarks", name) for name in self.benchmarks]
+        settle_places(self, "data", "output")
+        check_one_model(self.base, self.checkpoint)
+
+
+@dataclass
 class ExportConfig:
     run: str  # a run directory
     format: ExportFormat

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from medreason.core.json_lines import json_lines, read_json_lines
 from support import ROOT
 
 
@@ -78,3 +79,38 @@ def test_passes_of_the_fast_engine_stand_beside_their_bounds(tmp_path: Path) -> 
     assert parts["cast_rows"]["calls"] == layers  # of what attention gathers; the gradient comes cast from above
     assert all(part["seconds"] > 0 and part["bound"] > 0 for part in parts.values())
     assert "tokens per second" in said.stdout and (tmp_path / "roofline.png").stat().st_size > 5000
+
+
+def test_a_second_stage_that_nothing_was_sampled_for_ends_in_a_line(tmp_path: Path) -> None:
+    given = ["tiny", "12", "4", "4", "4", "2", "data.validation_share=0.4", "optim.warmup_steps=1"]
+    command = [sys.executable, "benchmarks/rejection_sampling.py", str(tmp_path), *given]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert said.stderr.endswith("first: no right answer to learn from; give more STEPS\n"), said.stderr[-2000:]
+    parts = [read_json_lines(tmp_path / f"{name}.jsonl") for name in ("taught", "pool", "unseen")]
+    assert [len(rows) for rows in parts] == [12, 4, 4] and ["reasoning" in rows[0] for rows in parts] == [
+        True,
+        False,
+        False,
+    ]
+    assert len({row["question"] for rows in parts for row in rows}) == 20
+    assert len(read_json_lines(tmp_path / "first" / "sampled" / "answers.jsonl")) == 4
+
+
+def test_stages_are_compared_case_by_case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import rejection_sampling
+
+    for name, correct in (("first", 20), ("longer", 30), ("second", 60)):
+        (tmp_path / name / "unseen").mkdir(parents=True)
+        lines = [{"id": str(number), "right": [number < correct]} for number in range(100)]
+        (tmp_path / name / "unseen" / "answers.jsonl").write_text(json_lines(lines))
+    (tmp_path / "first" / "sampled").mkdir()
+    (tmp_path / "first" / "sampled" / "sample.json").write_text('{"counts": {"rows": 7}}')
+    rejection_sampling.report(tmp_path)
+    assert "second against first: " in (said := capsys.readouterr().out) and "+40.0 points" in said
+    found = json.loads((tmp_path / "rejection_sampling.json").read_text())
+    assert found["sampled"] == {"rows": 7} and found["right"] == {"first": 0.2, "longer": 0.3, "second": 0.6}
+    assert found["second against"]["longer"]["points"] == pytest.approx(30)
+    assert found["second against"]["longer"]["p"] < 1e-6

@@ -28,6 +28,7 @@ CASES = [
     ("medreason evaluate base=", ["base=true", "base=false"]),
     ("medreason evaluate checkpoint=", ["checkpoint=best", "checkpoint=last", "checkpoint=null"]),
     ("medreason evaluate lora", []),
+    ("medreason sample da", ["data="]),
     ("medreason completion b", ["bash"]),
     ("python -m medreason.train logger=m", ["logger=mlflow"]),
     ("python3 -m medreason train logger=m", ["logger=mlflow"]),

@@ -17,6 +17,7 @@ from medreason.config import (
     EvaluateConfig,
     ExportConfig,
     LrThenRankConfig,
+    SampleConfig,
     SearchConfig,
     ServeConfig,
     TrainConfig,
@@ -43,7 +44,7 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
     plain = {
         name: yaml.safe_load((ROOT / "conf" / f"{name}.yaml").read_text(encoding="utf-8"))
         for name in (
-            "evaluate", "verdict", "export", "chat", "serve", "hydra/sweeper/optuna", "hydra/sweeper/confirm",
+            "evaluate", "verdict", "sample", "export", "chat", "serve", "hydra/sweeper/optuna", "hydra/sweeper/confirm",
             "hydra/sweeper/lr_then_rank",
         )
     }  # fmt: skip
@@ -59,6 +60,7 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
         "evaluate": (EvaluateConfig, plain["evaluate"] | {"run": "x"}),
         "served": (EvaluateConfig, plain["evaluate"] | {"run": "x", "method": "generate", "server": "http://x/v1"}),
         "verdict": (VerdictConfig, plain["verdict"] | {"run": "x"}),
+        "sample": (SampleConfig, plain["sample"] | {"run": "x"}),
         "export": (ExportConfig, plain["export"] | {"run": "x", "format": "gguf"}),
         "chat": (ChatConfig, plain["chat"] | {"run": "x"}),
         "serve": (ServeConfig, plain["serve"] | {"run": "x"}),
@@ -73,7 +75,7 @@ def schemas() -> dict[str, tuple[type, dict[str, Any]]]:
 
 NAMES = (
     "model", "lora", "optim", "data", "trainer", "logger", "train", "cases", "evaluate", "served", "verdict",
-    "export", "chat", "serve", "optuna", "lr_then_rank", "confirm",
+    "sample", "export", "chat", "serve", "optuna", "lr_then_rank", "confirm",
 )  # fmt: skip
 
 

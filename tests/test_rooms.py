@@ -18,7 +18,7 @@ ORDER = (
     {"sweep", "chat", "export"},
     {"train", "serve", "dashboard", "runs"},
     {"evaluate"},
-    {"verdict"},
+    {"verdict", "sample"},
     {"completion", "__main__"},
 )
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}

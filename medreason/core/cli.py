@@ -114,9 +114,9 @@ def command(
             refuse(name, told, schema)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(root() / "conf"), config_name=name)(job)()
+        hydra.main(version_base="1.3", config_path=searched(schema), config_name=name)(job)()
     except (ConfigError, RunFailed, HydraException, OmegaConfBaseException) as error:
-        refuse(name, composition_error(name) if SEVERAL.search(str(error)) else error, schema)
+        refuse(name, composition_error(name, schema) if SEVERAL.search(str(error)) else error, schema)
     except KeyboardInterrupt:
         print(f"\nmedreason.{name}: stopped", file=sys.stderr)
         sys.exit(130)
@@ -241,13 +241,13 @@ def without_password(word: str) -> str:
     return word if public(url) == url else f"{name}={quoted(keep(url))}"
 
 
-def composition_error(name: str) -> Exception:
+def composition_error(name: str, schema: type) -> Exception:
     """Why Hydra could not compose a sweep's command: a sweep's file then does not count, so it asks for --multirun."""
     words = given_overrides()
     entries = OverridesParser.create().parse_overrides(words)
     single = [word for word, entry in zip(words, entries, strict=True) if not entry.is_sweep_override()]
     try:
-        with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+        with initialized(schema):
             hydra.compose(name, overrides=single, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         return error
@@ -280,10 +280,34 @@ def apart(schema: type) -> Iterator[None]:
     if schema is TrainConfig:
         Plugins.instance().register(NamedRuns)
     try:
-        with hydra.initialize_config_dir(str(root() / "conf"), version_base="1.3"):
+        with initialized(schema):
             yield
     finally:
         GlobalHydra.set_state(outer)
+
+
+def initialized(schema: type) -> Any:
+    """Hydra, ready to compose settings of this schema outside `hydra.main`; a context manager."""
+    folder = searched(schema)
+    if folder is None:
+        return hydra.initialize(None, version_base="1.3")
+    return hydra.initialize_config_dir(folder, version_base="1.3")
+
+
+def searched(schema: type) -> str | None:
+    """The folder in which Hydra finds a command's file and its groups.
+
+    None for a command with a setting that is called as a folder of conf/ is (data=FILE): Hydra would take its value for
+    a choice of that group, so the command's file is handed to it without the folders beside it.
+    """
+    folder, own = root() / "conf", {field.name for field in fields(schema)}
+    if not any((folder / field.name).is_dir() and not is_dataclass(field.type) for field in fields(schema)):
+        return str(folder)
+    for file in folder.glob("*.yaml"):
+        values = OmegaConf.load(file)
+        if {str(key) for key in values} - {"defaults", "hydra"} == own:
+            ConfigStore.instance().store(name=file.stem, node=values)
+    return None
 
 
 def swept_settings() -> dict[str, str]:

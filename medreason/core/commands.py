@@ -9,6 +9,7 @@ COMMANDS = {
     "dashboard": "lay out a W&B workspace for runs with logger=wandb",
     "evaluate": "how well a run's model, or any other, answers benchmarks",
     "verdict": "did fine-tuning help: better, worse or the same as its base",
+    "sample": "a run's own right answers to training questions, as rows to learn",
     "chat": "ask a run's model, in the terminal or (page=true) on a web page",
     "export": "a run's model in a folder of its own: adapter, merged, gguf",
     "serve": "a run's model behind an OpenAI-compatible endpoint",

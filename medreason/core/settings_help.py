@@ -283,6 +283,11 @@ EXAMPLES = {
         "run=last benchmarks=medqa,pubmedqa": "better, worse or the same as the model before the run",
         "run=last forgetting=general.jsonl fail_if_worse=true": "for a script: exit code 1 if worse",
     },
+    "sample": {
+        "run=last": "answer the clinical cases that the run was trained on",
+        "run=last data=questions.jsonl benchmarks=quiz.jsonl": "other questions, no quiz",
+        "run=last data=medqa:train samples=16 keep=4": "the hub's training questions",
+    },
     "export": {
         "run=runs/RUN format=merged": "16-bit weights with LoRA in them",
         "run=runs/RUN format=gguf quantization=q4_k_m": "for llama.cpp and Ollama",

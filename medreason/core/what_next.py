@@ -1,6 +1,7 @@
 """What can be done next with a finished run or an export: lines with its paths filled in, to be pasted.
 
 RUN                 evaluate, chat, export, report; resume, where it has not ended
+sampled rows        train
 export, adapter     transformers + PEFT, vLLM with LoRA
 export, merged      transformers, vLLM
 export, gguf        Ollama
@@ -12,6 +13,7 @@ from pathlib import Path
 from medreason.config import ExportFormat, Format, Source
 from medreason.core.outside import one_line
 from medreason.core.overrides import command_line, override, shell_word
+from medreason.core.run_directory import read_json
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be told to make room for
 
@@ -45,6 +47,22 @@ def after_run(run: Path, source: str | None, rows: str | None) -> list[str]:
 def after_stop(run: Path) -> list[str]:
     """The command that goes on with a run that has not ended."""
     return [command_line("train", [override("resume", from_here(run))])]
+
+
+ROWS = ("data=", "data.path=", "data.name=", "data.revision=", "data.mix=", "data.weight=", "data.columns.",
+        "data.cases=", "data.case_kinds=")  # fmt: skip
+OF_A_RUN = ("hydra.run.dir=", "resume=", "ckpt=", "logger.name=")
+
+
+def after_sampling(run: Path | None, rows: Path, model: str) -> str:
+    """The command that trains a run's base, `model`, on rows sampled from it, all else as in the run."""
+    told = read_json(run / "run.json").get("overrides") if run is not None else None
+    if isinstance(told, list):
+        same = [str(one) for one in told if not str(one).startswith(ROWS + OF_A_RUN)]
+    else:
+        _, embedded, name = model.rpartition("embedded:")
+        same = [override("model", name) if embedded else override("model.path", model)]
+    return command_line("train", [*same, "data=local", override("data.path", from_here(rows))])
 
 
 def after_export(folder: Path, kind: ExportFormat, *, base: str, rank: int, style: Format) -> list[str]:

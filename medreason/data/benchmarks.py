@@ -35,7 +35,7 @@ from medreason.config import ConfigError
 from medreason.data.normalize import folded
 from medreason.data.tables import Row
 
-SETTING = "benchmarks"  # the setting that an error names
+SETTING = "benchmarks"  # the setting that an error names, where no other is given
 MOST_OPTIONS = 10
 
 
@@ -96,7 +96,11 @@ class BadQuestion(ValueError):
 
 
 def placed(
-    source: str, row: Row, layout: Layout, check: Callable[[Question], Question] | None = None
+    source: str,
+    row: Row,
+    layout: Layout,
+    check: Callable[[Question], Question] | None = None,
+    setting: str = SETTING,
 ) -> tuple[str, Question] | None:
     """A row's place and question, checked; None for a row of something else. Raises ConfigError for a bad one."""
     number, cells = row
@@ -106,7 +110,7 @@ def placed(
         question = layout(number, cells)
         return None if question is None else (f"{source}: row {number}", (check or checked)(question))
     except BadQuestion as reason:
-        raise ConfigError(f"{SETTING}={source}: row {number}: {reason}") from reason
+        raise ConfigError(f"{setting}={source}: row {number}: {reason}") from reason
 
 
 def checked(question: Question) -> Question:
@@ -147,17 +151,19 @@ def kind_of(found: Sequence[tuple[str, Question]]) -> Kind:
     return Kind.open
 
 
-def make_task(name: str, found: Iterable[tuple[str, Question]], kind: Kind = Kind.choice) -> Task:
+def make_task(
+    name: str, found: Iterable[tuple[str, Question]], kind: Kind = Kind.choice, setting: str = SETTING
+) -> Task:
     """The task of questions and their places. Raises ConfigError for two with one id, or none at all."""
     places: dict[str, str] = {}
     questions = []
     for place, question in found:
         if question.id in places:
-            raise ConfigError(f"{SETTING}={place}: id {question.id!r} is also that of {places[question.id]}")
+            raise ConfigError(f"{setting}={place}: id {question.id!r} is also that of {places[question.id]}")
         places[question.id] = place
         questions.append(question)
     if not questions:
-        raise ConfigError(f"{SETTING}={name}: no questions")
+        raise ConfigError(f"{setting}={name}: no questions")
     content = json.dumps([parts_of(question) for question in questions])
     return Task(name, tuple(questions), hashlib.sha256(content.encode()).hexdigest()[:16], kind)
 

@@ -65,28 +65,28 @@ def benchmark_digest(path: str) -> str:
     return content_digest(name, configuration or None, None, "data.benchmarks", to_ask)
 
 
-def read_questions(path: str) -> list[Question]:
+def read_questions(path: str, setting: str = "data.benchmarks") -> list[Question]:
     """Questions of a benchmark, with a `question` column (or prompt, query, problem; in any case) and perhaps an `id`.
 
     `path` is a file, a folder, or a hub data set OWNER/NAME or OWNER/NAME:CONFIGURATION, of which the splits other
     than train are read (train where it has no other). Raises ConfigError for what cannot be read or has no question.
     """
     if is_local(path):
-        rows = [(table_name(file), row) for file in files_of(path, "data.benchmarks", to_ask)
-                for row in read_file(file, "data.benchmarks")]  # fmt: skip
+        rows = [(table_name(file), row) for file in files_of(path, setting, to_ask)
+                for row in read_file(file, setting)]  # fmt: skip
     else:
         name, _, configuration = path.partition(":")
-        hub = read_hub(name, configuration or None, None, None, "data.benchmarks")
+        hub = read_hub(name, configuration or None, None, None, setting)
         rows = [(path, row) for row in hub]
     questions = []
     for benchmark, (number, cells) in rows:
         if isinstance(cells, str):
-            raise ConfigError(f"data.benchmarks={path}: {benchmark}, row {number}: {cells}")
+            raise ConfigError(f"{setting}={path}: {benchmark}, row {number}: {cells}")
         text = next((cells[name] for called in QUESTIONS for name in cells if folded(name) == called), None)
         if isinstance(text, str) and text.strip():
             questions.append(Question(benchmark, str(cells.get("id", number)), text))
     if not questions:
-        raise ConfigError(f"data.benchmarks={path}: no row has a `question`; name a benchmark's questions")
+        raise ConfigError(f"{setting}={path}: no row has a `question`; name a benchmark's questions")
     return questions
 
 

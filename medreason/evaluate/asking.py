@@ -174,7 +174,8 @@ def written_record(
     if kind is Kind.open:
         found["gold"] = None
     if len(texts) > 1:
-        found |= {"texts": [written.text for _, written in texts], "confidence": share}
+        found |= {"texts": [written.text for _, written in texts], "cuts": [written.cut for _, written in texts]}
+        found["confidence"] = share
     return found
 
 

@@ -243,7 +243,15 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
     earlier = read_json(folder / "evaluation.json")
     tasks = earlier.pop("tasks", {})
     unsaid = {"adapter": what["adapter"], "stress": None}  # by earlier releases
-    earlier = unsaid | earlier if earlier else {}
+    check_same(unsaid | earlier if earlier else {}, what, folder)
+    if tasks.get(task.name, task.fingerprint) != task.fingerprint:
+        raise ConfigError(f"{folder} holds answers to another {task.name}; give another output=DIR")
+    answered = {record["id"] for record in read_records(folder / f"{task.name}.jsonl")}
+    return [question for question in task.questions if question.id not in answered]
+
+
+def check_same(earlier: dict[str, Any], what: dict[str, Any], folder: Path) -> None:
+    """Raises ConfigError where the answers in `folder`, if there are any, depend on something else."""
     if earlier and earlier != what:
         key = next(key for key in what if earlier.get(key) != what[key])
         if key == "adapter":
@@ -251,10 +259,6 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
         raise ConfigError(
             f"{folder} holds answers with {key}={earlier.get(key)}, not {what[key]}; give another output=DIR"
         )
-    if tasks.get(task.name, task.fingerprint) != task.fingerprint:
-        raise ConfigError(f"{folder} holds answers to another {task.name}; give another output=DIR")
-    answered = {record["id"] for record in read_records(folder / f"{task.name}.jsonl")}
-    return [question for question in task.questions if question.id not in answered]
 
 
 def read_records(path: Path, task: Task | None = None) -> list[dict[str, Any]]:

@@ -8,7 +8,8 @@ A record is a question's line in RUN/evaluation/NAME/BENCHMARK.jsonl:
     choices                of every order of the options and every sample; `choice` is the most frequent
     huatuo                 the letter by the rule of HuatuoGPT-o1's scorer, which always finds one (method=generate)
     probabilities          of each letter (method=likelihood)
-    confidence             share of the samples that made this choice (samples > 1); `texts` holds them all
+    confidence             share of the samples that made this choice (samples > 1); `texts` holds them all, `cuts`
+                           which of them the length limit ended
     loss, tokens           of the expected answer: cross entropy in nats, summed over so many tokens (held_out)
     formed                 whether it showed its reasoning and then answered (method=generate)
     too_long               true where a question was not asked, being longer than the model reads; counts as no answer

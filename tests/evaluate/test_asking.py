@@ -83,7 +83,7 @@ def test_the_most_frequent_of_several_samples_counts_and_its_text_is_shown(token
     texts = [thought("The answer is B."), "no idea", thought("The answer is A."), thought("The answer is A.")]
     found = written(tokenizer, IRON, Kind.choice, *texts, samples=4)
     assert (found["choice"], found["choices"], found["confidence"]) == ("A", ["B", None, "A", "A"], 0.5)
-    assert found["text"] == texts[2] and found["texts"] == texts
+    assert found["text"] == texts[2] and found["texts"] == texts and len(found["cuts"]) == len(texts)
     assert found["formed"] is False  # one of them shows no reasoning
 
 

@@ -1,0 +1,4 @@
+from medreason.sample.run import main
+
+if __name__ == "__main__":
+    main()
