@@ -628,6 +628,8 @@ class EvaluateConfig:
     limit: int | None  # questions of each benchmark, chosen by `seed`
     batch: int | None  # questions answered at once: of a static batch, or asked of a server; null: by method
     max_new_tokens: int  # with method=generate
+    thinking_tokens: list[int] | None  # with method=generate: budgets after which reasoning is ended, each scored; an
+    # answer then has max_new_tokens of its own
     samples: int  # with method=generate: answers to each question, of which the most frequent counts
     temperature: float  # of samples; a single answer is greedy
     stress: Stress | None  # questions made harder, compared with the plain ones where these are answered
@@ -661,6 +663,14 @@ class EvaluateConfig:
         settle_places(self, "against", "output")
         check_one_model(self.base, self.checkpoint)
         written = self.method is Method.generate
+        if (budgets := self.thinking_tokens) is not None:
+            rule = "be null where nothing is written here (method=generate without a server)"
+            check(written and not self.server, "thinking_tokens", rule, budgets)
+            rule = "name budgets of tokens, each once, such as [128,256,512,1024]"
+            check(bool(budgets) and len(set(budgets)) == len(budgets), "thinking_tokens", rule, budgets)
+            rule = f"be of 1 to {MOST_TOKENS:,} tokens"
+            check(all(0 < budget <= MOST_TOKENS for budget in budgets), "thinking_tokens", rule, budgets)
+            self.thinking_tokens = sorted(budgets)
         check(written or self.samples == 1, "samples", "be 1 where nothing is written (method=generate)", self.samples)
         prefilled = self.stress is Stress.prefill
         alone = "be none_of_above or null where nothing is written here (method=generate without a server)"

@@ -1,4 +1,4 @@
-from medreason.evaluate.run import main
+from medreason.evaluate.budgets import main
 
 if __name__ == "__main__":
     main()

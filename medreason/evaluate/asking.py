@@ -169,6 +169,8 @@ def written_record(
         "cut": any(written.cut for _, written in texts),
         "formed": all(well_formed(written, style) for _, written in texts),
     }
+    if tokens := sum(written.tokens for _, written in texts):
+        found["written_tokens"] = tokens
     if kind is Kind.choice:
         found["huatuo"] = majority([huatuo for _, huatuo in read])[0]
     if kind is Kind.open:

@@ -26,7 +26,6 @@ from medreason.config import (
     Stress,
     TrainConfig,
 )
-from medreason.core.cli import command
 from medreason.core.json_lines import append_json_lines, mend_last_line, read_json_lines
 from medreason.core.outside import one_line
 from medreason.core.progress import quieten, say
@@ -47,6 +46,7 @@ from medreason.models.checks import check_installed, check_precision, check_serv
 from medreason.report.scores import compare, compare_judged, right, summarize, summarize_judged
 from medreason.report.wandb import log_scores
 
+Load = Callable[[EvaluateConfig, Answerer, Batching], Any]  # the model
 Wrote = Callable[[int], None]  # told how many tokens were written so far
 Answering = Callable[[Kind, Sequence[Question], Wrote], Iterator[dict[str, Any]]]  # questions -> records, as they come
 
@@ -54,7 +54,8 @@ Answering = Callable[[Kind, Sequence[Question], Wrote], Iterator[dict[str, Any]]
 BATCH = {Method.likelihood: 8, Method.generate: 32}
 
 
-def evaluate(config: EvaluateConfig) -> None:
+def evaluate(config: EvaluateConfig, load: Load | None = None) -> None:
+    """One evaluation; `load` gives the model in the place of `load_model`, where several share one."""
     answerer = find_answerer(
         config.run, base=config.base, checkpoint=config.checkpoint, precision=config.precision, style=config.format
     )
@@ -92,8 +93,7 @@ def evaluate(config: EvaluateConfig) -> None:
             raise ConfigError(f"stress={config.stress.value}: {unfit[0]} has no options; name other benchmarks")
         tasks = [none_of_above(task) for task in tasks] if config.stress is Stress.none_of_above else tasks
     batching = config.batching or default_batching()
-    name = config.method.value + ("" if answerer.adapter else "_base") + ("_served" if config.server else "")
-    name += "_last" if config.checkpoint is Checkpoint.last else ""
+    name = evaluation_name(config, answerer)
     plain = answerer.folder / "evaluation" / name
     name += f"_{config.stress.value}" if config.stress else ""
     folder = Path(config.output) if config.output else answerer.folder / "evaluation" / name
@@ -111,7 +111,7 @@ def evaluate(config: EvaluateConfig) -> None:
     seen = shared_with_training(tasks, split) if split is not None else None
     folder.mkdir(parents=True, exist_ok=True)
     with kept_log(folder / "evaluate.log"):
-        answer(config, answerer, batching, tasks, left, folder, what)
+        answer(config, answerer, batching, tasks, left, folder, what, load or load_model)
         style = trained.data.format
         if judge is not None:
             records = {task.name: read_records(folder / f"{task.name}.jsonl", task) for task in tasks}
@@ -127,8 +127,9 @@ def answer(
     left: dict[str, list[Question]],
     folder: Path,
     what: dict[str, Any],
+    load: Load,
 ) -> None:
-    """Answers what is left; the model is gone from memory afterwards."""
+    """Answers what is left; the model is gone from memory afterwards, unless `load` holds it."""
     trained = answerer.config
     write_json(folder / "evaluation.json", what | {"tasks": {task.name: task.fingerprint for task in tasks}})
     kinds = {task.name: task.kind for task in tasks}
@@ -140,7 +141,8 @@ def answer(
         tokenizer = load_tokenizer(trained.model)
         work = set_apart(config, trained.model, trained.data.format, tokenizer, folder, work)
         if work:
-            answer_all(loaded(config, answerer, batching, tokenizer), folder, work, most_tokens(config))
+            model = load(config, answerer, batching)
+            answer_all(loaded(config, answerer, batching, model, tokenizer), folder, work, most_tokens(config))
     elif work and config.server is not None:
         answer_all(served(config, config.server, what["served_model"], trained.data.format), folder, work)
 
@@ -201,6 +203,12 @@ def shared_with_training(tasks: Sequence[Task], split: Split) -> dict[str, set[s
     return {task.name: seen_in_training(task, examples) for task in compared}
 
 
+def evaluation_name(config: EvaluateConfig, answerer: Answerer) -> str:
+    """What the folder of an evaluation's answers is called, without what is special about its questions."""
+    name = config.method.value + ("" if answerer.adapter else "_base") + ("_served" if config.server else "")
+    return name + ("_last" if config.checkpoint is Checkpoint.last else "")
+
+
 def default_batching() -> Batching:
     """Continuous where a GPU has the attention that makes it fast (compute capability 8.0 or newer)."""
     import torch
@@ -233,6 +241,7 @@ def identity(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> 
         "max_new_tokens": config.max_new_tokens if written else None,
         "batching": batching.value if written else None,
         "samples": config.samples if written else None,
+        "thinking_tokens": config.thinking_tokens,
         "temperature": temperature(config) or None,
         "stress": config.stress.value if config.stress else None,
     }
@@ -242,7 +251,7 @@ def unanswered(task: Task, folder: Path, what: dict[str, Any]) -> list[Question]
     """Questions without an answer in `folder`. Raises ConfigError where answers of something else lie there."""
     earlier = read_json(folder / "evaluation.json")
     tasks = earlier.pop("tasks", {})
-    unsaid = {"adapter": what["adapter"], "stress": None}  # by earlier releases
+    unsaid = {"adapter": what["adapter"], "stress": None, "thinking_tokens": None}  # by earlier releases
     check_same(unsaid | earlier if earlier else {}, what, folder)
     if tasks.get(task.name, task.fingerprint) != task.fingerprint:
         raise ConfigError(f"{folder} holds answers to another {task.name}; give another output=DIR")
@@ -270,9 +279,14 @@ def read_records(path: Path, task: Task | None = None) -> list[dict[str, Any]]:
     return [by_id[question.id] for question in task.questions if question.id in by_id]
 
 
+def answer_tokens(config: EvaluateConfig) -> int:
+    """That can be written at most in one answer, reasoning included."""
+    return config.max_new_tokens + max(config.thinking_tokens or [0])
+
+
 def most_tokens(config: EvaluateConfig) -> int | None:
     """That can be written to a question, in all its orders and samples; None where letters are weighed."""
-    return config.max_new_tokens * config.orders * config.samples if config.method is Method.generate else None
+    return answer_tokens(config) * config.orders * config.samples if config.method is Method.generate else None
 
 
 def answer_all(
@@ -323,7 +337,7 @@ def set_apart(
     from medreason.models.load import context_tokens
 
     room = context_tokens(model)
-    written = config.max_new_tokens if config.method is Method.generate else None
+    written = answer_tokens(config) if config.method is Method.generate else None
     kept: dict[str, tuple[Kind, list[Question]]] = {}
     for name, (kind, questions) in left.items():
         long = beyond(room, tokenizer, questions, kind, style, orders=config.orders, max_new_tokens=written)
@@ -343,31 +357,44 @@ def set_apart(
     return kept
 
 
-def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, tokenizer: Any) -> Answering:
-    """Loads the model; records of questions come by the method asked for."""
+def load_model(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> Any:
+    """The model, in the form in which it answers fastest by the method asked for."""
     trained, adapter = answerer.config, answerer.adapter
-    continuous = continuously(config, batching)
-    if continuous:
-        from medreason.inference.continuous import load_merged, write_continuously
+    if continuously(config, batching):
+        from medreason.inference.continuous import load_merged
 
-        model = load_merged(trained, adapter)
-    else:
-        from medreason.inference.batched import widen, write_in_batches
-        from medreason.models.load import load_trained
+        return load_merged(trained, adapter)
+    from medreason.inference.batched import widen
+    from medreason.models.load import load_trained
 
-        model = load_trained(trained, adapter)
-        if config.method is Method.generate:
-            widen(model, trained.model.precision)
+    model = load_trained(trained, adapter)
+    if config.method is Method.generate:
+        widen(model, trained.model.precision)
+    return model
+
+
+def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, model: Any, tokenizer: Any) -> Answering:
+    """Records of questions by the method asked for, from a model that `load_model` gave."""
+    trained, continuous = answerer.config, continuously(config, batching)
     import torch
 
     from medreason.evaluate.asking import by_likelihood, by_loss, by_writing, question_text
+    from medreason.inference.batched import write_in_batches
+    from medreason.inference.continuous import write_continuously
+    from medreason.inference.thinking import write_within
 
     torch.manual_seed(config.seed)
     style, size, limit = trained.data.format, config.batch or BATCH[config.method], config.max_new_tokens
 
     def answered(kind: Kind, questions: Sequence[Question], wrote: Wrote) -> Iterator[dict[str, Any]]:
         def write(prompts: Sequence[str]) -> Iterator[tuple[int, Any]]:
-            given: dict[str, Any] = {"max_new_tokens": limit, "temperature": temperature(config), "progress": wrote}
+            if config.thinking_tokens is None:
+                return write_most(prompts, limit)
+            [budget] = config.thinking_tokens
+            return write_within(write_most, prompts, style, budget=budget, answer_tokens=limit)
+
+        def write_most(prompts: Sequence[str], most: int) -> Iterator[tuple[int, Any]]:
+            given: dict[str, Any] = {"max_new_tokens": most, "temperature": temperature(config), "progress": wrote}
             if continuous:
                 return write_continuously(model, tokenizer, prompts, seed=config.seed, **given)
             return write_in_batches(model, tokenizer, prompts, batch_size=size, **given)
@@ -469,7 +496,3 @@ def judged_differences(
             records = read_records(Path(against) / f"{task.name}.jsonl", task)
             found[task.name] = compare_judged(judged[task.name], read_judged(task, records, style, Path(against)))
     return {name: pair for name, pair in found.items() if pair is not None}
-
-
-def main() -> None:
-    command(evaluate, "evaluate", EvaluateConfig)

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,13 +22,14 @@ class Written:
     text: str
     cut: bool
     too_long: bool = False  # a server refused the prompt: it is longer than the model reads
+    tokens: int = field(default=0, compare=False)  # of the text, without the end-of-sequence token; 0: not known
 
 
 def written_text(tokenizer: Any, tokens: Sequence[int]) -> Written:
     """The text before the end-of-sequence token; cut where there is none."""
     kept = list(itertools.takewhile(lambda token: token != tokenizer.eos_token_id, tokens))
     text = tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    return Written(text.strip(), cut=len(kept) == len(tokens))
+    return Written(text.strip(), cut=len(kept) == len(tokens), tokens=len(kept))
 
 
 def widen(model: Any, precision: Precision) -> None:

@@ -33,6 +33,7 @@ from medreason.evaluate.run import (
     default_batching,
     identity,
     import_engine,
+    load_model,
     loaded,
     most_tokens,
     read_records,
@@ -122,7 +123,7 @@ def ask(evaluation: EvaluateConfig, answerer: Answerer, task: Task, folder: Path
         say(f"{len(long):,} questions are not asked, being {reads}")
     if not fitting:
         return
-    write = loaded(evaluation, answerer, batching, tokenizer)
+    write = loaded(evaluation, answerer, batching, load_model(evaluation, answerer, batching), tokenizer)
     answer_all(
         lambda kind, questions, wrote: (judged(record, style) for record in write(kind, questions, wrote)),
         folder,
