@@ -20,8 +20,8 @@ QUESTIONS = [
 
 def evaluated(file: Path, output: Path, *more: str) -> tuple[int, str, str]:
     said = run_command(
-        "evaluate", "run=embedded:tiny", f"benchmarks=[{file}]", "method=generate", "max_new_tokens=6", "batching=static",
-        f"output={output}", *more,
+        "evaluate", "run=embedded:tiny", f"benchmarks=[{file}]", "method=generate", "max_new_tokens=6",
+        "batching=static", f"output={output}", *more,
     )  # fmt: skip
     return said.returncode, said.stdout, said.stderr
 
