@@ -1,5 +1,6 @@
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,16 @@ NAMES = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE")
 
 
 @pytest.fixture(autouse=True)
-def nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def nowhere() -> Iterator[None]:
     """A machine on which nobody has started anything; what a test puts into the environment is gone afterwards."""
-    kept = {name: word for name, word in os.environ.items() if not name.startswith("SLURM_") and name not in NAMES}
-    monkeypatch.setattr(os, "environ", kept)
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("SLURM_") or name in NAMES:
+            del os.environ[name]
+    yield
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.mark.parametrize(
