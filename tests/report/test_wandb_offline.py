@@ -1,36 +1,43 @@
 """The reader of offline runs, on runs that wandb alone made."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import wandb
 
 from wandb_offline import BLOCK, OfflineRun, read_offline_run
+
+# in a process of its own: wandb keeps a service for a whole process, which other tests leave in whatever state
+MADE = f"""
+import sys, wandb
+run = wandb.init(
+    project="clinic",
+    dir=sys.argv[1],
+    mode="offline",
+    name="first",
+    group="grid",
+    job_type="trial",
+    tags=["small", "cpu"],
+    config={{"lora": {{"r": 8, "target_modules": ["q_proj"]}}, "seed": 1}},
+    settings=wandb.Settings(console="off", x_disable_stats=True),
+)
+run.log({{"val/loss": 2.5}})
+run.log({{"train/loss": 2.0, "samples": wandb.Table(["question", "answer"], [["Fever?", "Yes"], ["Rash?", "No"]])}})
+run.log({{"val/loss": 1.5, "note": "x" * (2 * {BLOCK})}})
+run.config.update({{"seed": 2, "late": True}}, allow_val_change=True)
+run.summary["accuracy"] = 0.5
+run.finish(exit_code=3)
+"""
 
 
 @pytest.fixture(scope="module")
 def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished offline run whose log is longer than a block, one record longer than two."""
     folder = tmp_path_factory.mktemp("run")
-    run = wandb.init(
-        project="clinic",
-        dir=folder,
-        mode="offline",
-        name="first",
-        group="grid",
-        job_type="trial",
-        tags=["small", "cpu"],
-        config={"lora": {"r": 8, "target_modules": ["q_proj"]}, "seed": 1},
-        settings=wandb.Settings(console="off", x_disable_stats=True),
-    )
-    run.log({"val/loss": 2.5})
-    run.log({"train/loss": 2.0, "samples": wandb.Table(["question", "answer"], [["Fever?", "Yes"], ["Rash?", "No"]])})
-    run.log({"val/loss": 1.5, "note": "x" * (2 * BLOCK)})
-    run.config.update({"seed": 2, "late": True}, allow_val_change=True)
-    run.summary["accuracy"] = 0.5
-    run.finish(exit_code=3)
+    subprocess.run([sys.executable, "-c", MADE, str(folder)], check=True, timeout=120)
     return folder
 
 
