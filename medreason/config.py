@@ -628,8 +628,7 @@ class EvaluateConfig:
     limit: int | None  # questions of each benchmark, chosen by `seed`
     batch: int | None  # questions answered at once: of a static batch, or asked of a server; null: by method
     max_new_tokens: int  # with method=generate
-    thinking_tokens: list[int] | None  # with method=generate: budgets after which reasoning is ended, each scored; an
-    # answer then has max_new_tokens of its own
+    thinking_tokens: list[int] | None  # budgets of reasoning, each scored; an answer has max_new_tokens beside them
     samples: int  # with method=generate: answers to each question, of which the most frequent counts
     temperature: float  # of samples; a single answer is greedy
     stress: Stress | None  # questions made harder, compared with the plain ones where these are answered
@@ -726,9 +725,7 @@ class SampleConfig:
     base: bool  # ask the model as it was before the run instead
     checkpoint: Checkpoint | None  # weights of the run's best or last step; null: the best
     precision: Precision | None  # of the base; null: as the run had it, without one nf4 (half on a CPU)
-    data: (
-        str | None
-    )  # a file or folder, another run (its clinical cases), or NAME:train of the hub; null: the run's own
+    data: str | None  # a file or folder, another run (its clinical cases), NAME:train of the hub; null: the run's own
     benchmarks: list[str]  # files or hub data sets whose questions are not asked; those of the run's rows join them
     samples: int  # answers to each question
     temperature: float  # of samples
@@ -738,7 +735,7 @@ class SampleConfig:
     batch: int | None  # answers written at once, with batching=static; null: 32
     batching: Batching | None  # null: continuous on a GPU
     max_new_tokens: int  # of an answer, reasoning included; one that is cut is not kept
-    output: str | None  # null: RUN/samples, _base or _last; for a model alone under runs/
+    output: str | None  # null: RUN/sampled, _base or _last; for a model alone under runs/
     seed: int  # draws the questions of `limit`, and samples
 
     def __post_init__(self) -> None:

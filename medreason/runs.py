@@ -26,7 +26,7 @@ from medreason.core.run_directory import nearby
 from medreason.report.results import is_run, is_sweep, judge, read_rows, timestamp, trial_folders
 
 # all that a run leaves which ended before its first step
-WORTHLESS = {".hydra", ".lock", "config.yaml", "data.json", "metrics.csv", "run.json", "samples.json", "train.log"}
+WORTHLESS = {".hydra", ".lock", ".machines", "config.yaml", "data.json", "metrics.csv", "run.json", "samples.json"}
 PIPE_COLUMNS = 200  # in a file or a pipe, where nothing need be cut
 
 
@@ -132,10 +132,11 @@ def removable(folder: Path) -> list[Path]:
     """Runs that ended before their first step, and empty folders; none with anything else in it, and none at work."""
     found = []
     for path in sorted(one for one in folder.iterdir() if one.is_dir() and not one.is_symlink()):
+        logs = {entry.name for entry in path.glob("train.*log")}  # each machine's
         entries = {entry.name for entry in path.iterdir() if not is_empty_folder(entry)}
         ended = judge(read_mapping(path / "run.json")[0], {})[0] in ("failed", "interrupted", "unknown")
         trained = any("train/loss" in row for row in read_rows(path / "metrics.csv"))
-        if not entries or (entries <= WORTHLESS and is_run(path) and ended and not trained and at_rest(path)):
+        if not entries or (entries - logs <= WORTHLESS and is_run(path) and ended and not trained and at_rest(path)):
             found.append(path)
     return found
 

@@ -4,23 +4,20 @@ RUN/evaluation/verdict_METHOD/  run/ base/     an evaluation each (medreason/eva
                                 verdict.json   a call for each benchmark, with interval and p
 """
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from medreason.config import ConfigError, EvaluateConfig, RunFailed, VerdictConfig, typed
+from medreason.config import ConfigError, EvaluateConfig, RunFailed, VerdictConfig
 from medreason.core.cli import command
 from medreason.core.outside import literal, one_line
 from medreason.core.progress import say
 from medreason.core.run_directory import provenance, write_json
-from medreason.core.settings_help import root
 from medreason.data.benchmarks import Kind
 from medreason.data.folders import table_name
 from medreason.data.known_benchmarks import HUB, read_task
 from medreason.evaluate.builtin import RUN_TASKS
-from medreason.evaluate.run import evaluate, read_records
+from medreason.evaluate.run import as_evaluation, evaluate, read_records
 from medreason.inference.target import find_answerer
 from medreason.report.scores import right
 from medreason.report.verdicts import Call, Verdict, in_words, judge
@@ -67,19 +64,14 @@ def give_verdict(config: VerdictConfig) -> None:
 
 def evaluation(config: VerdictConfig, folder: Path, base: bool) -> EvaluateConfig:
     """One of the two evaluations, with everything else as medreason.evaluate has it."""
-    usual = OmegaConf.to_container(OmegaConf.load(root() / "conf" / "evaluate.yaml"))
-    assert isinstance(usual, dict)
-    own = {field.name for field in fields(VerdictConfig)} & {field.name for field in fields(EvaluateConfig)}
-    values: dict[str, Any] = {field.name: usual[field.name] for field in fields(EvaluateConfig) if field.name != "run"}
-    values |= {name: getattr(config, name) for name in own}
-    values |= {
-        "base": base,
-        "checkpoint": None if base else config.checkpoint,
-        "benchmarks": [*config.benchmarks, *config.forgetting],
-        "output": str(folder / ("base" if base else "run")),
-        "against": None if base else str(folder / "base"),
-    }
-    return typed(EvaluateConfig, values)
+    return as_evaluation(
+        config,
+        base=base,
+        checkpoint=None if base else config.checkpoint,
+        benchmarks=[*config.benchmarks, *config.forgetting],
+        output=str(folder / ("base" if base else "run")),
+        against=None if base else str(folder / "base"),
+    )
 
 
 def task_name(benchmark: str) -> str:

@@ -325,7 +325,8 @@ def swept_settings() -> dict[str, str]:
 
 def refuse(name: str, error: Exception, schema: type) -> NoReturn:
     """Says what is wrong in one line and ends the process: exit code 2, or 1 where training itself failed."""
-    print(f"medreason.{name}: {printable(one_line(hidden(explain(error, schema))))}", file=sys.stderr)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes of a machine, one says it
+        print(f"medreason.{name}: {printable(one_line(hidden(explain(error, schema))))}", file=sys.stderr)
     sys.exit(1 if isinstance(error, RunFailed) else 2)
 
 
@@ -334,7 +335,8 @@ def discard(run: Path) -> None:
     entries = {entry.name for entry in run.iterdir()}
     if not entries and run != Path.cwd():  # of a command that keeps no record of Hydra's
         run.rmdir()
-    if ".hydra" in entries and entries <= {".hydra", ".lock", "train.log"}:
+    logs = {entry.name for entry in run.glob("train.*log")}  # each machine's
+    if ".hydra" in entries and entries - logs <= {".hydra", ".lock"}:
         shutil.rmtree(run)
 
 

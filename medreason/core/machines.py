@@ -1,7 +1,7 @@
 """One run on several machines: how each finds its place, where they meet, and how one that is gone is missed.
 
     started on each machine by      who starts its processes                 the place is in
-    torchrun --nnodes, Ray Train    torchrun: they are there when we begin   RANK, LOCAL_RANK, GROUP_RANK, WORLD_SIZE
+    torchrun --nnodes               torchrun: they are there when we begin   RANK, LOCAL_RANK, GROUP_RANK, WORLD_SIZE
     srun, submitit, a task each     we do, by torchrun                       SLURM_NODEID
     srun, submitit, a task a GPU    SLURM: they are there when we begin      SLURM_PROCID, SLURM_LOCALID
 
@@ -143,19 +143,24 @@ def how_to_start(trainer: TrainerConfig, words: Sequence[str], in_job: bool) -> 
 
 @dataclass
 class Watch:
-    """When each other machine was last heard of, by this one's clock: theirs may be wrong."""
+    """When each other machine was last heard of, by this one's clock: theirs may be wrong.
+
+    None until it says something new: what is found first may be an earlier attempt's, and it may begin later.
+    """
 
     own: int
-    heard: dict[int, tuple[Any, float]] = field(default_factory=dict)
+    heard: dict[int, tuple[Any, float | None]] = field(default_factory=dict)
 
     def missed(self, told: Mapping[int, Mapping[str, Any]], now: float) -> int | None:
         """A machine that has said nothing new for too long, and did not say that it ends; None without one."""
         for other, word in told.items():
             if other == self.own or "ended" in word:
                 continue
-            if other not in self.heard or self.heard[other][0] != word.get("beat"):
-                self.heard[other] = word.get("beat"), now
-            elif now - self.heard[other][1] > MISSED_SECONDS:
+            beat = word.get("beat")
+            last, since = self.heard.setdefault(other, (beat, None))
+            if last != beat:
+                self.heard[other] = beat, now
+            elif since is not None and now - since > MISSED_SECONDS:
                 return other
         return None
 
@@ -196,7 +201,7 @@ class Presence:
             told = {other: read_json(self.folder / f"{other}.json") for other in range(self.nodes)}
             other = watch.missed(told, time.monotonic())
             if other is not None and not self.over.is_set():
-                host = told[other].get("host", "never seen")
+                host = told[other]["host"]
                 self.missed(f"machine {other} of {self.nodes} ({host}) has not been heard of for {MISSED_SECONDS:g} s")
 
 

@@ -11,9 +11,11 @@ RUN/evaluation/NAME/  BENCHMARK.jsonl   a line a question (medreason/report/scor
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
 
 from medreason.config import (
     Batching,
@@ -25,6 +27,7 @@ from medreason.config import (
     ModelConfig,
     Stress,
     TrainConfig,
+    typed,
 )
 from medreason.core.json_lines import append_json_lines, mend_last_line, read_json_lines
 from medreason.core.outside import one_line
@@ -32,6 +35,7 @@ from medreason.core.progress import quieten, say
 from medreason.core.progress_line import AnswersLine
 from medreason.core.run_directory import provenance, read_json, weights_digest, write_json
 from medreason.core.run_log import kept_log
+from medreason.core.settings_help import root
 from medreason.data.benchmarks import Kind, Question, Task, chance, length
 from medreason.data.clinical_cases import KINDS
 from medreason.data.corpus import Split, read_split
@@ -142,7 +146,7 @@ def answer(
         work = set_apart(config, trained.model, trained.data.format, tokenizer, folder, work)
         if work:
             model = load(config, answerer, batching)
-            answer_all(loaded(config, answerer, batching, model, tokenizer), folder, work, most_tokens(config))
+            answer_all(answering(config, answerer, batching, model, tokenizer), folder, work, most_tokens(config))
     elif work and config.server is not None:
         answer_all(served(config, config.server, what["served_model"], trained.data.format), folder, work)
 
@@ -182,6 +186,21 @@ def score(
     if unjudged := [name for name, each in judged.items() if not each and name not in RUN_TASKS]:
         say(f"{', '.join(unjudged)}: whether answers are good is for a judge to say (judge=URL)")
     print(one_line(f"every answer, scores.json and scores.png: {folder}"))
+
+
+def as_evaluation(config: Any, **others: Any) -> EvaluateConfig:
+    """The evaluation with the settings that another command's have in common with it, and `others`.
+
+    All else is as medreason.evaluate has it.
+    """
+    usual = OmegaConf.to_container(OmegaConf.load(root() / "conf" / "evaluate.yaml"))
+    assert isinstance(usual, dict)
+    own = {field.name for field in fields(config)}
+    values = {
+        field.name: getattr(config, field.name) if field.name in own else usual[field.name]
+        for field in fields(EvaluateConfig)
+    }
+    return typed(EvaluateConfig, values | others)
 
 
 def rows_if_there(trained: TrainConfig) -> Split | None:
@@ -373,7 +392,7 @@ def load_model(config: EvaluateConfig, answerer: Answerer, batching: Batching) -
     return model
 
 
-def loaded(config: EvaluateConfig, answerer: Answerer, batching: Batching, model: Any, tokenizer: Any) -> Answering:
+def answering(config: EvaluateConfig, answerer: Answerer, batching: Batching, model: Any, tokenizer: Any) -> Answering:
     """Records of questions by the method asked for, from a model that `load_model` gave."""
     trained, continuous = answerer.config, continuously(config, batching)
     import torch

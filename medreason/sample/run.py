@@ -9,13 +9,11 @@ RUN/sampled/   answers.jsonl   a line a question: its answers, which are right, 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from medreason.config import Checkpoint, ConfigError, EvaluateConfig, Method, SampleConfig, TrainConfig, typed
+from medreason.config import Checkpoint, ConfigError, EvaluateConfig, Method, SampleConfig, TrainConfig
 from medreason.core.cli import command
 from medreason.core.disk import whole_file
 from medreason.core.json_lines import json_lines
@@ -23,18 +21,18 @@ from medreason.core.outside import one_line
 from medreason.core.progress import say
 from medreason.core.run_directory import check_can_write, provenance, read_json, run_config, write_json
 from medreason.core.run_log import kept_log
-from medreason.core.settings_help import root
 from medreason.core.what_next import after_sampling
 from medreason.data.benchmarks import Task
 from medreason.evaluate.run import (
     answer_all,
+    answering,
+    as_evaluation,
     check_same,
     chosen,
     default_batching,
     identity,
     import_engine,
     load_model,
-    loaded,
     most_tokens,
     read_records,
     rows_if_there,
@@ -64,7 +62,7 @@ def sample(config: SampleConfig) -> None:
     if not task.questions:
         raise ConfigError(f"data={config.data or found.name}: all are questions of {named}; name others")
     task = chosen(task, config.limit, config.seed)
-    evaluation = as_evaluation(config)
+    evaluation = as_evaluation(config, method=Method.generate, benchmarks=[ANSWERS])
     batching = config.batching or default_batching()
     what = identity(evaluation, answerer, batching) | {"data": config.data, "seed": config.seed}
     earlier = read_json(folder / "sample.json")
@@ -87,16 +85,6 @@ def asked_rows(config: SampleConfig, answerer: Answerer) -> list[Any]:
     """Settings of the rows whose benchmarks the gate minds: of the run, and of another one whose cases are asked."""
     other = config.data is not None and (Path(config.data) / "config.yaml").is_file()
     return [answerer.config.data, *([run_config(Path(str(config.data))).data] if other else [])]
-
-
-def as_evaluation(config: SampleConfig) -> EvaluateConfig:
-    """The evaluation that writes these answers, with everything else as medreason.evaluate has it."""
-    usual = OmegaConf.to_container(OmegaConf.load(root() / "conf" / "evaluate.yaml"))
-    assert isinstance(usual, dict)
-    own = {field.name for field in fields(SampleConfig)} & {field.name for field in fields(EvaluateConfig)}
-    values: dict[str, Any] = {field.name: usual[field.name] for field in fields(EvaluateConfig)}
-    values |= {name: getattr(config, name) for name in own - {"benchmarks"}}
-    return typed(EvaluateConfig, values | {"method": Method.generate})
 
 
 def ask(evaluation: EvaluateConfig, answerer: Answerer, task: Task, folder: Path) -> None:
@@ -123,7 +111,7 @@ def ask(evaluation: EvaluateConfig, answerer: Answerer, task: Task, folder: Path
         say(f"{len(long):,} questions are not asked, being {reads}")
     if not fitting:
         return
-    write = loaded(evaluation, answerer, batching, load_model(evaluation, answerer, batching), tokenizer)
+    write = answering(evaluation, answerer, batching, load_model(evaluation, answerer, batching), tokenizer)
     answer_all(
         lambda kind, questions, wrote: (judged(record, style) for record in write(kind, questions, wrote)),
         folder,

@@ -94,6 +94,7 @@ def test_a_machine_is_missed_once_it_says_nothing_new_and_not_where_it_has_ended
     watch, late = machines.Watch(own=0), machines.MISSED_SECONDS + 1
     told = {0: {"beat": "a"}, 1: {"beat": "a"}, 2: {"beat": "a", "ended": "finished"}}
     assert watch.missed(told, 0.0) is None
+    assert watch.missed(told, late) is None, "it may not have begun yet: what it said is an earlier attempt's"
     assert watch.missed(told | {1: {"beat": "b"}}, late) is None
     assert watch.missed(told | {1: {"beat": "b"}}, 2 * late - 2) is None
     assert watch.missed(told | {1: {"beat": "b"}}, 2 * late + 1) == 1
@@ -104,8 +105,12 @@ def test_a_machine_that_falls_silent_is_named_with_its_host(tmp_path: Path, monk
     monkeypatch.setattr(machines, "MISSED_SECONDS", 0.1)
     said: list[str] = []
     (tmp_path / machines.FOLDER).mkdir()
-    write_json(tmp_path / machines.FOLDER / "1.json", {"host": "gpu09", "beat": "an earlier attempt's"})
+    other = tmp_path / machines.FOLDER / "1.json"
+    write_json(other, {"host": "gpu09", "beat": "an earlier attempt's"})
     with machines.Presence(tmp_path, 2, said.append):
+        time.sleep(0.3)
+        assert not said, "it has not begun yet"
+        write_json(other, {"host": "gpu09", "beat": "its last"})
         deadline = time.monotonic() + 10
         while not said and time.monotonic() < deadline:
             time.sleep(0.01)

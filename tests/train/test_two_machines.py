@@ -41,7 +41,7 @@ def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, said[1]
 
 
-def pull_the_plug(process: "subprocess.Popen[str]", run: Path) -> None:
+def pull_the_plug(process: "subprocess.Popen[str]") -> None:
     """Ends all processes of one machine at once, as far as they are found: its command, torchrun, what that started."""
     for number in [process.pid, *below(process.pid)]:
         os.kill(number, signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_one_machine_lost_the_other_ends_with_a_line_and_the_same_command_resume
     while not (run / "checkpoints" / "last.ckpt").is_file():
         assert time.monotonic() < deadline and first.poll() is None, "it never trained"
         time.sleep(0.02)
-    pull_the_plug(second, run)
+    pull_the_plug(second)
     code, said = ended(first)
     assert code == 1
     assert len(said.splitlines()) == 1 and "another process of this run is gone" in said, said
