@@ -10,7 +10,8 @@ import pytest
 
 from wandb_offline import BLOCK, OfflineRun, read_offline_run
 
-# in a process of its own: wandb keeps a service for a whole process, which other tests leave in whatever state
+# In a process of its own: in one with others its last records lacked twice, late in a full run of all tests. Once the
+# process is over, so is wandb's service, and the log is whole.
 MADE = f"""
 import sys, wandb
 run = wandb.init(
