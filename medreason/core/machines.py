@@ -54,15 +54,17 @@ def take_place(trainer: TrainerConfig, words: Sequence[str], run_given: bool) ->
     environment = os.environ
     if one_of_several():
         check_started(trainer, environment)
-    if trainer.nodes > 1 and not run_given:
+    if trainer.nodes == 1:
+        return
+    if not one_of_several() and "SLURM_STEP_ID" not in environment:
+        shared = [] if run_given else ["hydra.run.dir=DIR"]
+        raise ConfigError(how_to_start(trainer, [*words, *shared], "SLURM_JOB_ID" in environment))
+    if not run_given:
         raise ConfigError(
             f"trainer.nodes={trainer.nodes}: give hydra.run.dir=DIR, a folder that every machine sees, the same on each"
         )
-    if trainer.nodes == 1 or one_of_several():
-        return
-    if "SLURM_STEP_ID" not in environment:
-        raise ConfigError(how_to_start(trainer, words, "SLURM_JOB_ID" in environment))
-    environment |= place_of_step(trainer, environment)
+    if not one_of_several():
+        environment |= place_of_step(trainer, environment)
 
 
 def check_started(trainer: TrainerConfig, environment: Mapping[str, str]) -> None:

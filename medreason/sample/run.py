@@ -142,8 +142,10 @@ def show(counts: Counts, refused: Sequence[Refusal], task: Task, folder: Path) -
           f"{counts.whole:,}")  # fmt: skip
     if refused:
         print(f"refused as questions of benchmarks: {len(refused):,}")
-    if not counts.rows:
+    if not counts.whole:
         print("no row: the model never answers right with its reasoning; train it further first, or sample more")
+    elif not counts.rows:
+        print("no row: of no question enough answers are right (right_share); train it further first, or lower that")
     else:
         print(one_line(f"rows to learn from: {counts.rows:,} in {folder / 'rows.jsonl'}"))
 

@@ -85,6 +85,12 @@ def test_several_machines_are_told_to_share_a_folder() -> None:
         machines.take_place(composed("trainer.nodes=2", "data=clinical_cases").trainer, [], False)
 
 
+def test_what_starts_all_machines_names_the_folder_too() -> None:
+    trainer = composed("trainer.nodes=2", "data=clinical_cases").trainer
+    with pytest.raises(ConfigError, match=r"medreason.train lora.r=8 hydra.run.dir=DIR; without"):
+        machines.take_place(trainer, ["lora.r=8"], False)
+
+
 def test_runs_of_one_job_meet_at_ports_of_their_own() -> None:
     ports = {machines.port(STEP, f"sweep/{number}") for number in range(50)}
     assert len(ports) > 45 and all(1024 < port < 32_768 for port in ports)
