@@ -1,6 +1,6 @@
 """Which search finds the best of 40 settings for how many tokens? Courses are recorded once, searches replayed on them.
 
-usage: search_strategies.py record FILE.npz [ALPHA]    SmolLM2-135M trained on a CPU: a minute a setting
+usage: search_strategies.py record FILE.npz [ALPHA]    SmolLM2-135M: a minute a setting on a CPU, seconds on a GPU
        search_strategies.py replay FILE.npz            seconds
 
 A recording holds the held-out loss of each document at each validation of each setting, trained in earnest, once: 5
@@ -36,6 +36,7 @@ STEPS, EVERY = 18, 2  # optimizer steps of a trial, and between validations
 def record(path: Path, alpha: str) -> None:
     import torch
 
+    from medreason.batch import PackedBatch
     from medreason.core.cli import composed
     from medreason.data.corpus import read_split
     from medreason.data.datamodule import prepare
@@ -49,6 +50,11 @@ def record(path: Path, alpha: str) -> None:
     train, validation = data.loaders["train"], data.loaders["validation"]
     order, held_out = train.order(0)[:STEPS], list(validation)
     losses: list[Any] = []
+
+    def moved(batch: PackedBatch) -> PackedBatch:
+        tensors = {name: getattr(batch, name).to(model.device) for name in ("input_ids", "labels", "position_ids")}
+        return replace(batch, **tensors)
+
     for rank in RANKS:
         scale = float(alpha[:-1]) * rank if alpha.endswith("r") else float(alpha)
         lora = replace(config.lora, r=rank, alpha=scale)
@@ -65,7 +71,7 @@ def record(path: Path, alpha: str) -> None:
             schedule = build_schedule(optimizer, optim, STEPS)
             course = []
             for step in range(STEPS):
-                batch = train.batch(order, step)
+                batch = moved(train.batch(order, step))
                 (summed_loss(model, batch) / batch.targets).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm or float("inf"))
                 optimizer.step()
@@ -73,7 +79,7 @@ def record(path: Path, alpha: str) -> None:
                 optimizer.zero_grad()
                 if step % EVERY == EVERY - 1:
                     model.eval()
-                    course.append(torch.cat([document_losses(model, one) for one in held_out]).numpy())
+                    course.append(torch.cat([document_losses(model, moved(one)) for one in held_out]).cpu().numpy())
                     model.train()
             losses.append(course)
             total = sum(one.targets for one in held_out)
