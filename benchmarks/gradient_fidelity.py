@@ -10,12 +10,14 @@ whatever differs.
 
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the package is not installed
 from medreason.config import ComputeDtype, ConfigError, LoraConfig, ModelConfig, Precision, Recompute, TrainingEngine
 from medreason.core.cli import composed
 from medreason.data.corpus import read_split

@@ -22,6 +22,7 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the package is not installed
 from medreason.config import Pruner, Sampler
 from medreason.sweep.lr_then_rank import propose_lr_then_rank
 from medreason.sweep.paired import certainly_worse, keep_losses
