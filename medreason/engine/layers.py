@@ -10,6 +10,7 @@ every layer: nothing is compiled that depends on depth.
 The model stays transformers' and PEFT's: weights, names, generation. Training's pass over packed rows is this file's.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,6 +25,7 @@ from medreason.engine.attention import Documents, attend, attend_backward
 from medreason.engine.fp8 import PARTS, TAIL, Rows, product
 from medreason.engine.weights import Weight, base_of, hold
 
+HeldWeights = defaultdict[int, dict[str, Weight]]  # by layer and name of the first of the linears held together
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -49,7 +51,13 @@ class Projection:
     """
 
     def __init__(
-        self, owner: nn.Module, names: Sequence[str], how: How, device: torch.device, channels: bool = False
+        self,
+        owner: nn.Module,
+        names: Sequence[str],
+        how: How,
+        device: torch.device,
+        weights: dict[str, Weight],
+        channels: bool = False,
     ) -> None:
         modules = [getattr(owner, name) for name in names]
         heights, width = [base_of(module).out_features for module in modules], base_of(modules[0]).in_features
@@ -57,12 +65,18 @@ class Projection:
         ranks = sum(module.r["default"] for module in modules if hasattr(module, "lora_A"))
         height = sum(heights)
         # where a product gives far more than it takes, a pass over what it gives costs more than channels do
-        channels = channels and how.fp8 and 0 < PARTS * ranks <= TAIL
-        self.tailed = channels and height >= 3 * width
-        self.tailed_back = channels and width >= 3 * height
-        room, turned_room = TAIL * self.tailed, TAIL * self.tailed_back
-        held = hold(owner, names, device, how.precision, how.fp8, room)
-        self.weight = Weight(held, how.fp8, how.copies, room, turned_room)
+        room, turned_room = (TAIL * (channels and how.fp8 and ratio >= 3) for ratio in (height / width, width / height))
+        fit = 0 < PARTS * ranks <= TAIL
+        self.tailed, self.tailed_back = fit and room > 0, fit and turned_room > 0
+        key = names[0]
+        if key in weights:
+            weights[key].keep(how.copies)
+        else:
+            bases = [base_of(module) for module in modules]
+            held = hold(bases, device, how.precision, how.fp8, room)
+            weights[key] = Weight(held, how.fp8, how.copies, room, turned_room)
+        self.weight = weights[key]
+        self.weight.held.stand_in(owner, names)
         self.ratios = torch.zeros(2, device=device)  # what balances an adapter's channels, forward and backward
         self.dtype, self.factor = self.weight.dtype, 1.0
         self.bias: Tensor | None = None
@@ -109,9 +123,9 @@ class Projection:
         """The product with the frozen weight, and what B makes of `narrow`, and the bias or `other`."""
         if self.bias is not None:
             other = self.bias.expand(len(narrow), -1)
+        rows = self.weight.rows() if self.tailed else self.weight.rows().left(self.weight.shape[1])
         if self.parts and not self.tailed:
-            return with_update(x, self.weight.rows(), narrow, self.up.t(), other, self.dtype)
-        rows = self.weight.rows()
+            return with_update(x, rows, narrow, self.up.t(), other, self.dtype)
         if self.tailed:
             write_tail(self.up, rows, self.ratios[:1])
         y = product(x, rows, self.dtype)
@@ -119,10 +133,12 @@ class Projection:
 
     def backward(self, grad: Rows, x: Rows, narrow: Tensor, wanted: bool = True) -> tuple[Tensor | None, list[Tensor]]:
         """Gradients of x, where it is wanted, and of `parameters`."""
+        height, width = self.weight.shape
         turned = self.weight.turned() if wanted else None
+        if turned is not None and not self.tailed_back:
+            turned = turned.left(height)
         if not self.parts:
             return None if turned is None else product(grad, turned, self.dtype), []
-        height, width = self.weight.shape
         narrow_grad = kernels.narrow(grad, self.up.t(), self.factor)
         if self.tailed_back:
             grad = kernels.cast_with_tail(grad.values, narrow_grad, self.ratios[1:])
@@ -196,7 +212,9 @@ class Row:
 class Layer:
     """One decoder layer over packed rows."""
 
-    def __init__(self, module: Any, config: Any, how: How, recompute: Recompute, device: torch.device) -> None:
+    def __init__(
+        self, module: Any, config: Any, how: How, recompute: Recompute, device: torch.device, weights: dict[str, Weight]
+    ) -> None:
         self.fp8, self.eps, self.recompute = how.fp8, config.rms_norm_eps, recompute
         attention = module.self_attn
         self.head = attention.head_dim
@@ -207,10 +225,10 @@ class Layer:
         self.head_norms: list[Tensor] = [
             getattr(attention, name).to(device).weight for name in ("q_norm", "k_norm") if hasattr(attention, name)
         ]
-        self.qkv = Projection(attention, ("q_proj", "k_proj", "v_proj"), how, device)
-        self.o = Projection(attention, ("o_proj",), how, device)
-        self.gate_up = Projection(module.mlp, ("gate_proj", "up_proj"), how, device, channels=True)
-        self.down = Projection(module.mlp, ("down_proj",), how, device, channels=True)
+        self.qkv = Projection(attention, ("q_proj", "k_proj", "v_proj"), how, device, weights)
+        self.o = Projection(attention, ("o_proj",), how, device, weights)
+        self.gate_up = Projection(module.mlp, ("gate_proj", "up_proj"), how, device, weights, channels=True)
+        self.down = Projection(module.mlp, ("down_proj",), how, device, weights, channels=True)
         self.projections = (self.qkv, self.o, self.gate_up, self.down)
         self.cast_at_norm2 = self.fp8 and not self.gate_up.tailed
         self.cast_below = self.fp8 and not self.down.tailed_back
@@ -369,14 +387,17 @@ def shifted(labels: Tensor) -> Tensor:
 
 
 class PackedPass:
-    """Takes the decoder layers of a PEFT model over; `loss` is training's pass over packed rows."""
+    """Takes the decoder layers of a PEFT model over; `loss` is training's pass over packed rows.
 
-    def __init__(self, model: Any, how: How, device: torch.device) -> None:
+    `weights`, of each layer, are taken from there where an earlier pass over the same base has left them.
+    """
+
+    def __init__(self, model: Any, how: How, device: torch.device, weights: HeldWeights) -> None:
         causal = model.base_model.model  # PeftModel -> LoraModel -> transformers' model
         self.causal, self.fp8 = causal, how.fp8
         modules = causal.model.layers
         self.layers = [
-            Layer(module, causal.config, how, how.recompute_of(index, len(modules)), device)
+            Layer(module, causal.config, how, how.recompute_of(index, len(modules)), device, weights[index])
             for index, module in enumerate(modules)
         ]
         self.windows = {layer.window for layer in self.layers}
@@ -435,25 +456,23 @@ class PackedPass:
         return loss if batch.targets else 0 * loss
 
 
-def load_fast(path: str, revision: str | None, lora: LoraConfig, how: How, seed: int) -> Any:
-    """A PEFT model in training mode whose attribute `packed` is its PackedPass. LoRA is float32, the base `how` says.
+def load_base(path: str, revision: str | None, precision: Precision) -> Any:
+    """transformers' model for `adapt`, its weights where they came from or in four bits on the device.
 
     Raises ConfigError for a model of another architecture, and for one whose weights are already held in other bits.
-    TrainConfig refuses kinds of LoRA that it lacks.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = AutoConfig.from_pretrained(path, revision=revision)
     check_architecture(settings)
-    check_held(settings, how.precision)
+    check_held(settings, precision)
     quantised: dict[str, Any] = {}
-    if how.precision is Precision.nf4:
+    if precision is Precision.nf4:
         quantised["device_map"] = {"": device_here()}  # a weight is rounded as it arrives
         if getattr(settings, "quantization_config", None) is None:
             quantised["quantization_config"] = four_bits(torch.bfloat16)
     # else the base goes through the host's memory, a layer at a time: the card never holds it in 16 bits and in 8
-    base = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.bfloat16, **quantised)
-    return adapt(base, lora, how, seed)
+    return AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.bfloat16, **quantised)
 
 
 def four_bits(dtype: torch.dtype) -> Any:
@@ -469,8 +488,12 @@ def device_here() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def adapt(base: Any, lora: LoraConfig, how: How, seed: int) -> Any:
-    """A PEFT model around a transformers model, whose weights it uses; on the current GPU if there is one."""
+def adapt(base: Any, lora: LoraConfig, how: How, seed: int, weights: HeldWeights | None = None) -> Any:
+    """A PEFT model around a transformers model, whose weights it uses, in training mode; on the current GPU if any.
+
+    Its attribute `packed` is its PackedPass. LoRA is float32, the base as `how` says. `weights` is filled, for the next
+    adapter of the same base, whose own weights then hold nothing. TrainConfig refuses kinds of LoRA that it lacks.
+    """
     from peft import LoraConfig as PeftConfig
     from peft import get_peft_model
 
@@ -489,7 +512,7 @@ def adapt(base: Any, lora: LoraConfig, how: How, seed: int) -> Any:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    model.packed = PackedPass(model, how, device_here())
+    model.packed = PackedPass(model, how, device_here(), defaultdict(dict) if weights is None else weights)
     return model.train()
 
 

@@ -34,17 +34,18 @@ class Held(Protocol):
     def turned(self, scale: Tensor, room: int) -> Rows:
         """The same transposed, under given scales (in, 1)."""
 
+    def stand_in(self, owner: nn.Module, names: Sequence[str]) -> None:
+        """Has the layers of these names, maybe with adapters around them, answer from this memory."""
+
 
 class InSixteen:
     """Layers that share an input, one below the other, in the bits that they came in."""
 
     def __init__(self, layers: Sequence[nn.Module], device: torch.device) -> None:
-        weights = [frozen_weight(layer).detach() for layer in layers]
-        self.weight = torch.cat([one.to(device) for one in weights])
-        start = 0
-        for layer, own in zip(layers, weights, strict=True):
-            base_of(layer).weight.data = self.weight[start : start + len(own)]
-            start += len(own)
+        weights = [frozen_weight(layer) for layer in layers]
+        self.weight = torch.cat([one.detach().to(device) for one in weights])
+        for own, part in zip(weights, parts_of(self.weight, [len(one) for one in weights]), strict=True):
+            own.data = part
 
     def wide(self) -> Tensor:
         return self.weight
@@ -58,27 +59,20 @@ class InSixteen:
         values[:, :height] = (self.weight.t().float() / scale).to(E4M3)
         return Rows(values, scale)
 
+    def stand_in(self, owner: nn.Module, names: Sequence[str]) -> None:
+        pass  # their weights are views of this one
+
 
 class InEight:
-    """The same in E4M3. Replaces each layer in its `owner` by one that multiplies so, in eight bits or in 16."""
+    """The same in E4M3. The layers' own weights become one number each, which only says their shape."""
 
-    def __init__(self, owner: nn.Module, names: Sequence[str], device: torch.device, fp8: bool, room: int) -> None:
-        layers = [getattr(owner, name) for name in names]
-        weights = [frozen_weight(layer).detach() for layer in layers]
-        self.dtype = weights[0].dtype
-        self.width = weights[0].shape[1]
-        self.rows = quantise_frozen(torch.cat([one.to(device) for one in weights]), room)
-        values, scale = self.rows.left(self.width)
-        assert scale is not None
-        start = 0
-        for name, layer, own in zip(names, layers, weights, strict=True):
-            part = slice(start, start + len(own))
-            start = part.stop
-            frozen = FrozenLinear(Rows(values[part], scale[part]), base_of(layer).bias, self.dtype, fp8)
-            if hasattr(layer, "base_layer"):
-                layer.base_layer = frozen
-            else:
-                setattr(owner, name, frozen)
+    def __init__(self, layers: Sequence[nn.Module], device: torch.device, fp8: bool, room: int) -> None:
+        weights = [frozen_weight(layer) for layer in layers]
+        self.dtype, self.fp8 = weights[0].dtype, fp8
+        self.heights, self.width = [len(one) for one in weights], weights[0].shape[1]
+        self.rows = quantise_frozen(torch.cat([one.detach().to(device) for one in weights]), room)
+        for own in weights:
+            own.data = torch.zeros((), dtype=self.dtype, device=device).expand(own.shape)
 
     def wide(self) -> Tensor:
         return widened(self.rows.left(self.width), self.dtype)
@@ -89,21 +83,32 @@ class InEight:
     def turned(self, scale: Tensor, room: int) -> Rows:
         return kernels.transposed(self.rows.left(self.width), scale, room)
 
+    def stand_in(self, owner: nn.Module, names: Sequence[str]) -> None:
+        values, scale = self.rows.left(self.width)
+        assert scale is not None
+        for name, *rows in zip(names, parts_of(values, self.heights), parts_of(scale, self.heights), strict=True):
+            layer = getattr(owner, name)
+            frozen = FrozenLinear(Rows(*rows), base_of(layer).bias, self.dtype, self.fp8)
+            if hasattr(layer, "base_layer"):
+                layer.base_layer = frozen
+            else:
+                setattr(owner, name, frozen)
+
 
 class InFour:
     """The same as bitsandbytes holds them, each layer by itself, so that an adapter's base is the one others load."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self.layers = [base_of(layer) for layer in layers]
-        for layer in self.layers:
-            layer.support_avx512bf16_for_cpu = False  # else an answer written on a CPU reorders the weight's bits
-        self.shapes = [layer.weight.quant_state.shape for layer in self.layers]
+        shapes = [layer.weight.quant_state.shape for layer in self.layers]
+        self.heights = [height for height, _ in shapes]
+        self.shape = (sum(self.heights), shapes[0][1])
         self.scale: Tensor | None = None
 
     def wide(self) -> Tensor:
         weight = self.layers[0].weight
         out = torch.empty(*self.shape, dtype=weight.quant_state.dtype, device=weight.device)
-        for layer, part in zip(self.layers, self.parts_of(out, 0), strict=True):
+        for layer, part in zip(self.layers, parts_of(out, self.heights), strict=True):
             kernels.decode_four(layer.weight.data, layer.weight.quant_state, part)
         return out
 
@@ -112,25 +117,27 @@ class InFour:
             self.scale = scales_of_two(self.wide())
         height, width = self.shape
         values = torch.empty(height, width + room, dtype=E4M3, device=self.scale.device)
-        parts = zip(self.layers, self.parts_of(values[:, :width], 0), self.parts_of(self.scale, 0), strict=True)
-        for layer, part, scale in parts:
+        parts = (parts_of(one, self.heights) for one in (values[:, :width], self.scale))
+        for layer, part, scale in zip(self.layers, *parts, strict=True):
             kernels.decode_four(layer.weight.data, layer.weight.quant_state, part, scale)
         return Rows(values, self.scale)
 
     def turned(self, scale: Tensor, room: int) -> Rows:
         height, width = self.shape
         values = torch.empty(width, height + room, dtype=E4M3, device=scale.device)
-        for layer, part in zip(self.layers, self.parts_of(values[:, :height], 1), strict=True):
+        for layer, part in zip(self.layers, parts_of(values[:, :height], self.heights, 1), strict=True):
             kernels.decode_four(layer.weight.data, layer.weight.quant_state, part, scale, turned=True)
         return Rows(values, scale)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        return sum(height for height, _ in self.shapes), self.shapes[0][1]
+    def stand_in(self, owner: nn.Module, names: Sequence[str]) -> None:
+        for name in names:
+            # else an answer written on a CPU reorders the weight's bits
+            base_of(getattr(owner, name)).support_avx512bf16_for_cpu = False
 
-    def parts_of(self, matrix: Tensor, dim: int) -> Sequence[Tensor]:
-        """The part of each layer."""
-        return torch.split(matrix, [height for height, _ in self.shapes], dim)
+
+def parts_of(matrix: Tensor, heights: list[int], dim: int = 0) -> Sequence[Tensor]:
+    """What of a joint matrix is each layer's."""
+    return torch.split(matrix, heights, dim)
 
 
 def widened(rows: Rows, dtype: torch.dtype) -> Tensor:
@@ -139,19 +146,16 @@ def widened(rows: Rows, dtype: torch.dtype) -> Tensor:
     return rows.values.to(dtype).mul_(rows.scale.to(dtype))
 
 
-def hold(
-    owner: nn.Module, names: Sequence[str], device: torch.device, precision: Precision, fp8: bool, room: int
-) -> Held:
-    """The weights of the linear layers of these names, as `precision` says; in nf4 they come so from the loader.
+def hold(layers: Sequence[nn.Module], device: torch.device, precision: Precision, fp8: bool, room: int) -> Held:
+    """The weights of linear layers, as `precision` says; in nf4 they come so from the loader.
 
     They will be multiplied in eight bits (`fp8`) or 16. Where they are held so, `room` columns are held beside them.
     """
-    layers = [getattr(owner, name) for name in names]
     if precision is Precision.nf4:
         for layer in layers:
             layer.to(device)
         return InFour(layers)
-    return InEight(owner, names, device, fp8, room) if precision is Precision.fp8 else InSixteen(layers, device)
+    return InEight(layers, device, fp8, room) if precision is Precision.fp8 else InSixteen(layers, device)
 
 
 class Weight:
@@ -162,18 +166,23 @@ class Weight:
     after the matrix's own, one way and the other; what stands there is the caller's.
     """
 
+    kept: Rows | None = None
+    kept_turned: Rows | None = None
+
     def __init__(self, held: Held, fp8: bool, copies: int, room: int = 0, turned_room: int = 0) -> None:
         self.held, self.fp8, self.room, self.turned_room = held, fp8, room, turned_room
         wide = held.wide()
         self.shape, self.dtype = wide.shape, wide.dtype
         self.turned_scale = scales_of_two(wide.t()) if fp8 else None
         del wide
-        made = self.made()
-        self.scale = made.scale
-        self.kept = made if copies >= 1 else None
-        self.kept_turned: Rows | None = None
-        if fp8 and copies >= 2:
-            self.kept_turned = self.turned()
+        self.scale = self.keep(copies).scale
+
+    def keep(self, copies: int) -> Rows:
+        """Keeps so many copies from now on; the rows of the forward pass."""
+        rows = self.rows()
+        self.kept = rows if copies >= 1 else None
+        self.kept_turned = self.turned() if self.fp8 and copies >= 2 else None
+        return rows
 
     def made(self) -> Rows:
         return self.held.eight(self.room) if self.fp8 else Rows(self.held.wide(), None)

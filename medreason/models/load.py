@@ -1,6 +1,7 @@
 """Configuration -> tokenizer, and a model with LoRA through Unsloth; the forward pass over packed rows."""
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from medreason.core.shared_cpu import share_cpu
 from medreason.models import embedded
 from medreason.models.checks import EMBEDDED, check_precision, multiplied_in_fp8
 from medreason.models.flops import Shape, peak_flops, shape_of
+from medreason.models.kept_base import kept, own_modules
 from medreason.models.memory import GIB, Base, Need, choose, describe, lora_weights, seconds
 from medreason.models.prompts import MISTRAL_CHAT_TEMPLATE, dated
 
@@ -93,8 +95,9 @@ def plan_memory(config: TrainConfig, train_tokens: int) -> Need | None:
 
     shape = shape_of(AutoConfig.from_pretrained(local_path(config.model), revision=config.model.revision))
     (free, whole), cap = torch.cuda.mem_get_info(), config.trainer.memory_gib
+    free += torch.cuda.memory_reserved()  # by the base that an earlier run of this process left, which is counted
+    torch.cuda.set_per_process_memory_fraction(1.0 if cap is None else min(1.0, cap * GIB / whole))
     if cap is not None:
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * GIB / whole))
         free = min(free, int(cap * GIB))
     device = torch.cuda.get_device_name()
     found, duration = planned(config, shape, free, train_tokens, device)
@@ -168,26 +171,14 @@ def load_model(
     """
     share_cpu()
     if model.fast:
-        from medreason.engine.layers import How, load_fast
-
-        how = How(model.precision, multiplied_in_fp8(model), copies, recompute, spared)
-        return load_fast(local_path(model), model.revision, lora, how, seed)
+        return load_fast(model, lora, recompute, seed, copies, spared)
     fast_model = import_unsloth()
     if model.precision is Precision.nf4 and not torch.cuda.is_available():
         from unsloth_zoo.cpu.runtime import cpu_bnb_4bit_supported
 
         if not cpu_bnb_4bit_supported():
             raise ConfigError("model.precision=nf4: bitsandbytes has no 4-bit for this CPU; use model.precision=half")
-    base, _ = fast_model.from_pretrained(
-        local_path(model),
-        revision=model.revision,
-        # never more than the model's own context: Unsloth would stretch its positions, and nothing else would
-        max_seq_length=min(row_tokens, context_tokens(model)),
-        dtype=dtype,
-        load_in_4bit=model.precision is Precision.nf4,
-        load_in_8bit=model.precision is Precision.int8,
-        use_gradient_checkpointing=checkpointing(recompute),
-    )
+    base = own_modules(kept_base(model, min(row_tokens, context_tokens(model)), dtype, recompute))
     if model.precision is Precision.nf4 and not getattr(base, "is_loaded_in_4bit", False):
         # Unsloth falls back to 16-bit with a printed note; a run must not say 4-bit and be 16-bit
         raise ConfigError(f"model.precision=nf4: {model.path} cannot be held in 4-bit here; use model.precision=half")
@@ -211,6 +202,40 @@ def load_model(
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return adapted
+
+
+def kept_base(model: ModelConfig, longest: int, dtype: torch.dtype | None, recompute: Recompute) -> Any:
+    """Unsloth's model without an adapter, for texts of `longest` tokens.
+
+    Never more than the model's own context: Unsloth would stretch its positions, and nothing else would.
+    """
+
+    def load() -> Any:
+        base, _ = import_unsloth().from_pretrained(
+            local_path(model),
+            revision=model.revision,
+            max_seq_length=longest,
+            dtype=dtype,
+            load_in_4bit=model.precision is Precision.nf4,
+            load_in_8bit=model.precision is Precision.int8,
+            use_gradient_checkpointing=checkpointing(recompute),
+        )
+        return base
+
+    return kept((model.path, model.revision, model.precision, longest, dtype, recompute), load)
+
+
+def load_fast(model: ModelConfig, lora: LoraConfig, recompute: Recompute, seed: int, copies: int, spared: int) -> Any:
+    """The fast engine's."""
+    from medreason.engine import layers
+
+    how = layers.How(model.precision, multiplied_in_fp8(model), copies, recompute, spared)
+
+    def load() -> tuple[Any, layers.HeldWeights]:
+        return layers.load_base(local_path(model), model.revision, model.precision), defaultdict(dict)
+
+    base, weights = kept((model.path, model.revision, how.precision, how.fp8), load)
+    return layers.adapt(own_modules(base), lora, how, seed, weights)
 
 
 def trained_dtype(precision: str) -> torch.dtype | None:

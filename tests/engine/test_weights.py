@@ -113,7 +113,7 @@ def test_answers_come_from_the_weights_as_they_are_multiplied(fp8: bool) -> None
     layer = torch.nn.Linear(32, 16)
     owner = torch.nn.ModuleDict({"q": layer})
     exact = layer(x := torch.randn(3, 32))
-    hold(owner, ["q"], torch.device("cpu"), Precision.fp8, fp8, room=0)
+    hold([layer], torch.device("cpu"), Precision.fp8, fp8, room=0).stand_in(owner, ["q"])
     with patch("medreason.engine.weights.product", side_effect=product) as multiplied:
         answer = owner["q"](x)
     assert multiplied.called is fp8
