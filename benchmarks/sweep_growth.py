@@ -108,7 +108,7 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     trials, pruner = int([*sys.argv[2:], "2000"][0]), Pruner([*sys.argv[3:], "asha"][0])
     folder.mkdir(parents=True)
-    search = SearchConfig(None, 1, 1, 0, Sampler.tpe, pruner, 10, 3, trials, 10**18, None, 7, {})
+    search = SearchConfig(None, 1, 1, 0, True, Sampler.tpe, pruner, 10, 3, trials, 10**18, None, 7, {})
     pruning = {"pruner": pruner.value, "min_steps": 10, "reduction_factor": 3, "url": storage_url(None, folder),
                "name": "growth"}  # fmt: skip
     study = open_study(pruning["url"], "growth", make_pruner(pruner, 10, 3, folder))

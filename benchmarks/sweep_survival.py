@@ -10,6 +10,7 @@ processes, after which the same command is run again. Needs about 15 seconds a t
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from medreason.core.run_directory import read_json
 from medreason.data.clinical_cases import generate_cases
 
 SETTINGS = [
@@ -37,15 +39,13 @@ def start(rows: Path, folder: Path, trials: int) -> "subprocess.Popen[bytes]":
 
 
 def trial_processes(folder: Path) -> list[int]:
-    """Processes that train a trial of the sweep in `folder`."""
+    """Processes that train a trial of the sweep in `folder`, each maybe not its first."""
     found = []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (place / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if any(word.startswith(f"hydra.run.dir={folder}/".encode()) for word in words):
-            found.append(int(place.name))
+    for log in folder.glob("[0-9]*/train.log"):
+        said = re.findall(r"\(process (\d+)\)", log.read_text(encoding="utf-8", errors="replace"))
+        trains = read_json(log.parent / "run.json").get("status") in ("starting", "running")
+        if trains and said and Path("/proc", said[-1]).exists():
+            found.append(int(said[-1]))
     return found
 
 

@@ -853,6 +853,7 @@ class TrialsConfig:
     parallel: int  # trials handed to the launcher at once
     trials_per_gpu: int  # where a trial takes one of several GPUs
     retries: int  # how often a trial that was killed goes on from its checkpoint
+    keep_model: bool  # a trial begins in the process of the one before, which has the base loaded
 
     def __post_init__(self) -> None:
         for name in ("parallel", "trials_per_gpu"):

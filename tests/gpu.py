@@ -7,6 +7,7 @@ and has random weights, the rows are made by rule. Logs lie in FOLDER. A table l
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ ONE_GPU = (
     Check("fast, bf16", ("model.precision=bf16",), (8, 0)),
     Check("fast, bf16 in fp8", ("model.precision=bf16", "model.compute_dtype=fp8"), (8, 9)),
 )
+SHARED_BASES = (("model.precision=nf4",), ("model.precision=fp8",))
 TWO_GPUS = (
     Check("two GPUs: Unsloth, 4-bit", ("model.precision=nf4",)),
     Check("two GPUs: fast, nf4", (FAST, "model.precision=nf4"), (8, 0)),
@@ -158,6 +160,36 @@ def goes_on_after_a_kill(model: Path, folder: Path) -> tuple[bool, str]:
     return apart < 0.01, f"{len(resumed)} steps, losses within {apart:.2%} of an undisturbed run's"
 
 
+def share_a_base(model: Path, folder: Path, *overrides: str) -> tuple[bool, str]:
+    """Trials of one process end as a run alone does, and begin sooner."""
+    name = "_".join(["trials", *overrides]).replace("=", "_")
+    sweep, alone, log = folder / name, folder / f"{name}_alone", folder / f"{name}.log"
+    words = [one for one in command(model, alone, *overrides) if not one.startswith("hydra.run.dir")]
+    searched = ["lora.r=choice(4,16,64)", "lora.alpha=16", "hydra.sweeper.pruner=none"]
+    if carry_out([*words, "sweeps=rank_alpha_lr", *searched, f"hydra.sweep.dir={sweep}"], log):
+        return False, last_line(log)
+    runs = sorted(one.parent for one in sweep.glob("[0-9]/run.json"))
+    records = [json.loads((one / "run.json").read_text(encoding="utf-8")) for one in runs]
+    logs = [(one / "train.log").read_text(encoding="utf-8") for one in runs]
+    if len({process for said in logs for process in re.findall(r"\(process (\d+)\)", said)}) != 1:
+        return False, "the trials had processes of their own"
+    rank = next(word for word in records[-1]["overrides"] if word.startswith("lora.r="))
+    if carry_out(command(model, alone, *overrides, rank, "lora.alpha=16"), log):
+        return False, last_line(log)
+    shared, straight = losses(runs[-1]), losses(alone)
+    apart = max(abs(one - other) / other for one, other in zip(shared, straight, strict=True))
+    began = [first_second(one / "train.log") for one in (*runs, alone)]
+    memory = [record["results"]["peak_memory_gib"] for record in records]
+    told = f"{began[-1]:.0f} s to begin alone, {began[0]:.0f}, {began[1]:.1f}, {began[2]:.1f} s in one process"
+    return apart < 0.01, f"{told}; losses within {apart:.2%}; {', '.join(f'{one:.2f}' for one in memory)} GiB"
+
+
+def first_second(log: Path) -> float:
+    """When a run had its model, in seconds after it began."""
+    found = re.search(r"\[ *([\d.]+) s\] training ", log.read_text(encoding="utf-8"))
+    return float(found[1]) if found else float("nan")
+
+
 def kernels(folder: Path) -> tuple[bool, str]:
     log = folder / "kernels.log"
     code = carry_out([sys.executable, "-m", "pytest", "tests/engine/kernel_twins.py", "-q"], log)
@@ -196,6 +228,10 @@ def main(folder: Path) -> int:
             pool.submit(outcome, "kernels and their plain twins", lambda: kernels(folder)),
             pool.submit(outcome, "killed and gone on with", lambda: goes_on_after_a_kill(model, folder)),
         ]
+        for overrides in SHARED_BASES:
+            if capability >= (8, 9):
+                tried = lambda overrides=overrides: share_a_base(model, folder, *overrides)  # noqa: E731
+                started.append(pool.submit(outcome, f"trials of one process: {overrides[-1]}", tried))
         for check in ONE_GPU:
             if check.capability <= capability:
                 tried = lambda check=check: trains(check, model, folder)  # noqa: E731

@@ -9,8 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from medreason.config import ConfigError
 from medreason.core.machines import machine, one_of_several, torchrun
@@ -24,8 +25,12 @@ GRACE_SECONDS = 60  # for an interrupted run to end its step and to save a check
 
 def run_command(overrides: Sequence[str], run: Path, nodes: int, devices: int) -> list[str]:
     """The command of a run in the directory `run`, whose .hydra/ is there; with torchrun for several processes."""
-    where = ["hydra.mode=RUN", override("hydra.run.dir", run), "hydra.output_subdir=null"]
-    return [sys.executable, *torchrun(nodes, devices, run), "-m", "medreason.train", *overrides, *where]
+    return [sys.executable, *torchrun(nodes, devices, run), "-m", "medreason.train", *run_words(overrides, run)]
+
+
+def run_words(overrides: Sequence[str], run: Path) -> list[str]:
+    """What stands behind `python -m medreason.train` for it."""
+    return [*overrides, "hydra.mode=RUN", override("hydra.run.dir", run), "hydra.output_subdir=null"]
 
 
 @contextmanager
@@ -86,20 +91,13 @@ def carry_out(
 
     `watch` is called every second. Should we be interrupted, the command is too, and has a minute to end well.
     """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-    def die_with_parent() -> None:
-        if libc is not None:
-            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: were we killed, it would train on with nobody to tell
-
     with log.open("ab") if log else nullcontext() as output:
         process = subprocess.Popen(
             command,
             stdout=output or child_output(),
             stderr=output,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
             pass_fds=[held] if held is not None else [],
-            preexec_fn=die_with_parent,
+            **child_settings(environment or {}),
         )
     try:
         while True:
@@ -115,6 +113,17 @@ def carry_out(
             process.kill()
             process.wait()
         raise
+
+
+def child_settings(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What Popen is told of every process that trains for us."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def die_with_parent() -> None:
+        if libc is not None:
+            libc.prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: were we killed, it would train on with nobody to tell
+
+    return {"env": {**os.environ, "PYTHONUNBUFFERED": "1", **environment}, "preexec_fn": die_with_parent}
 
 
 def describe_exit(code: int) -> str:
@@ -170,18 +179,47 @@ def one_gpu(slots: int, name: str) -> Iterator[dict[str, str]]:
 
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     devices = shown.split(",") if shown else [str(index) for index in range(torch.cuda.device_count())]
-    locks = Path(tempfile.gettempdir()) / f"medreason-gpus-{os.getuid()}"
-    waited = False
-    while devices:
-        for slot, device in ((slot, device) for slot in range(slots) for device in devices):
-            place = locks / f"{device}.{slot}"
-            place.mkdir(parents=True, exist_ok=True)
-            with claim(place) as held:
-                if held is not None:
-                    yield {"CUDA_VISIBLE_DEVICES": device}
-                    return
-        if not waited:
-            say(f"{name}: every GPU is busy; waiting for one (hydra.sweeper.trials_per_gpu lets more share one)")
-        waited = True
-        time.sleep(2)
+    locks = gpu_locks()
+    with ExitStack() as queue:
+        waited = False
+        while devices:
+            for slot, device in ((slot, device) for slot in range(slots) for device in devices):
+                place = locks / f"{device}.{slot}"
+                place.mkdir(parents=True, exist_ok=True)
+                with claim(place) as held:
+                    if held is not None:
+                        queue.close()
+                        yield {"CUDA_VISIBLE_DEVICES": device}
+                        return
+            if not waited:
+                queue.callback(os.close, queued(fcntl.LOCK_SH))
+                say(f"{name}: every GPU is busy; waiting for one (hydra.sweeper.trials_per_gpu lets more share one)")
+            waited = True
+            time.sleep(2)
     yield {}
+
+
+def gpu_waited_for() -> bool:
+    """Whether a process of this user waits for a GPU in `one_gpu`."""
+    try:
+        os.close(queued(fcntl.LOCK_EX | fcntl.LOCK_NB))
+    except OSError:
+        return True
+    return False
+
+
+def queued(how: int) -> int:
+    """The lock that all who wait for a GPU share, as a descriptor. Raises OSError where it cannot be had so."""
+    descriptor = os.open(gpu_locks() / "waiting", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, how)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def gpu_locks() -> Path:
+    locks = Path(tempfile.gettempdir()) / f"medreason-gpus-{os.getuid()}"
+    locks.mkdir(exist_ok=True)
+    return locks

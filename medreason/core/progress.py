@@ -13,15 +13,20 @@ from typing import Any
 from medreason.core.outside import one_line
 from medreason.core.run_log import speak
 
-BEGAN = time.monotonic()
 NAMED = 8  # files, columns
 
 
+class Clock:
+    """When this process began, or the command that it is at."""
+
+    began = time.monotonic()
+
+
 def say(line: str) -> None:
-    """Progress, a line each, with the time since the process began; of several processes, the first one speaks."""
+    """Progress, a line each, with the time since the command began; of several processes, the first one speaks."""
     if not first_process():
         return
-    speak(f"[{time.monotonic() - BEGAN:6.1f} s] {one_line(line)}")
+    speak(f"[{time.monotonic() - Clock.began:6.1f} s] {one_line(line)}")
 
 
 def speak_safely() -> None:

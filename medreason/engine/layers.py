@@ -405,7 +405,8 @@ class PackedPass:
         self.projections = [projection for layer in self.layers for projection in layer.projections]
         pairs = [pair for one in self.projections for pair in zip(one.copies(), one.parameters, strict=True)]
         # torch copies a list in one kernel only where all of it is contiguous, which parts of a diagonal are not
-        self.renewed = [[pair for pair in pairs if pair[0].is_contiguous() is whole] for whole in (True, False)]
+        parts = [[pair for pair in pairs if pair[0].is_contiguous() is whole] for whole in (True, False)]
+        self.renewed = [part for part in parts if part]
 
     def loss(self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
         """Cross entropy summed over labels that are not negative; float32, shape ().

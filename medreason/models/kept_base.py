@@ -8,8 +8,6 @@ import gc
 from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
-import torch
-
 Loaded = TypeVar("Loaded")
 
 
@@ -26,11 +24,18 @@ def keep_bases() -> None:
     Kept.wanted = True
 
 
+def is_kept() -> bool:
+    """Whether an earlier run of this process has loaded a base."""
+    return Kept.loaded is not None
+
+
 def kept(key: Hashable, load: Callable[[], Loaded]) -> Loaded:
     """What `load` gives, or gave when it was called for the same key; called each time where nothing is kept."""
     if not Kept.wanted:
         return load()
     if Kept.loaded is None or Kept.key != key:
+        import torch
+
         Kept.key = Kept.loaded = None  # two would not fit
         gc.collect()
         if torch.cuda.is_available():

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,33 @@ import optuna
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from medreason.config import ConfigError, RunFailed, TrialsConfig
 from medreason.core.machines import log_name, machine, take_place
 from medreason.core.overrides import command_line, override
-from medreason.core.processes import carry_out, claim, note_death, note_end, one_gpu, reporter, run_command
+from medreason.core.processes import (
+    carry_out,
+    claim,
+    gpu_waited_for,
+    note_death,
+    note_end,
+    one_gpu,
+    reporter,
+    run_command,
+    run_words,
+)
 from medreason.core.progress import describe_swept, say
 from medreason.core.recorded import mapping
 from medreason.core.run_directory import read_json, repeatable, write_json
+from medreason.core.worker import Worker
 from medreason.sweep.study import Propose, begin, running, settle
 
 # a trial's values in the study -> its overrides, and what of them tells it apart
 Describe = Callable[[dict[str, Any]], tuple[list[str], dict[str, str]]]
+LAUNCHERS_THAT_STAY = ("BasicLauncher", "JoblibLauncher")  # their processes carry out one trial after another
 SAME_FAILURES = 3  # with nothing else to show, so many failures for one reason end a sweep
 
 
@@ -66,6 +78,8 @@ def carry_out_trials(
     except KeyboardInterrupt:
         say(f"stopped; nothing is lost. The same command goes on with it: {command_line('train', sys.argv[1:])}")
         sys.exit(128 + signal.SIGINT)
+    finally:
+        SLOT.end()
 
 
 def launch(launcher: Launcher, jobs: Sequence[Sequence[str]], first: int) -> str:
@@ -155,18 +169,54 @@ def run_trial(config: DictConfig) -> None:
         record = read_json(run / "run.json") | {"status": "starting"}
         write_json(run / "run.json", record)
         say(f"{name}: {describe_swept(record['swept'])}   {log}")
-        alone = trainer.accelerator == "gpu" and trainer.nodes * trainer.devices == 1
-        slots = HydraConfig.get().sweeper.trials_per_gpu
-        gpu: AbstractContextManager[dict[str, str]] = one_gpu(slots, name) if alone else nullcontext({})
-        with gpu as environment:
-            code = carry_out(
-                run_command([*record["overrides"], *searchpath], run, trainer.nodes, trainer.devices),
-                log=log,
-                held=held,
-                environment=environment,
-                watch=reporter(run, name, config.monitor),
-            )
+        alone = trainer.nodes * trainer.devices == 1
+        on_gpu = alone and trainer.accelerator == "gpu"
+        gpu: AbstractContextManager[dict[str, str]] = (
+            one_gpu(hydra.sweeper.trials_per_gpu, name) if on_gpu else nullcontext({})
+        )
+        overrides = [*record["overrides"], *searchpath]
+        watch = reporter(run, name, config.monitor)
+        if alone and hydra.sweeper.keep_model and str(hydra.launcher._target_).endswith(LAUNCHERS_THAT_STAY):
+            kind = OmegaConf.to_container(config.model, resolve=True)
+            code = SLOT.carry_out(run_words(overrides, run), kind, gpu, log=log, held=held, watch=watch)
+        else:
+            with gpu as environment:
+                command = run_command(overrides, run, trainer.nodes, trainer.devices)
+                code = carry_out(command, log=log, held=held, environment=environment, watch=watch)
         note_end(run, code, log)
+
+
+class Slot:
+    """The process in which this one has its trials carried out, and the GPU that it holds meanwhile."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.kind: Any = None
+        self.gpu = ExitStack()
+
+    def carry_out(self, words: list[str], kind: Any, gpu: AbstractContextManager[dict[str, str]], **how: Any) -> int:
+        """The exit code of a trial. `kind` is what trials of one process have in common, `gpu` what a new one needs."""
+        if kind != self.kind:
+            self.end()
+        try:
+            if self.worker is None:
+                self.worker, self.kind = Worker("medreason.train.worker", self.gpu.enter_context(gpu)), kind
+            code = self.worker.carry_out(words, **how)
+        except BaseException:
+            self.end()
+            raise
+        if code or gpu_waited_for():
+            self.end()
+        return code
+
+    def end(self) -> None:
+        if self.worker is not None:
+            self.worker.end()
+        self.worker = self.kind = None
+        self.gpu.close()
+
+
+SLOT = Slot()
 
 
 def describe_end(study: optuna.Study, trial: FrozenTrial, folder: Path, ended: str | None) -> str:

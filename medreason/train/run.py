@@ -51,6 +51,7 @@ from medreason.data.corpus import read_split
 from medreason.data.sources import needs_hub
 from medreason.export.model_card import write_cards
 from medreason.models.checks import check_logger, check_run, lightning_precision
+from medreason.models.kept_base import is_kept
 from medreason.report.wandb import agent_parameters, check_wandb, finish_wandb
 from medreason.sweep import sweepers
 from medreason.train.prepare import prepared, settled, trained_tokens
@@ -165,7 +166,8 @@ def train_here(config: TrainConfig, run: Path, resumed: Path | None, split: "Spl
 
     take_own_gpu()
     if not config.model.fast:
-        say("importing Unsloth (10 to 30 seconds)")
+        if not is_kept():
+            say("importing Unsloth (10 to 30 seconds)")
         import_unsloth()
     from medreason.sweep.pruning import own_checkpoint
     from medreason.train.fit import fit
@@ -235,7 +237,8 @@ def loaded(config: TrainConfig, data: "MedicalReasoningData", record: dict[str, 
     }  # fmt: skip
     record["recompute"] = recompute.value
     record["precision"] = lightning_precision(config.trainer)
-    say(f"loading {config.model.path} in {config.model.precision.value}")
+    if not is_kept():
+        say(f"loading {config.model.path} in {config.model.precision.value}")
     return load_model(
         config.model,
         config.lora,

@@ -42,7 +42,7 @@ class Counted:
 
 
 def test_the_hundredth_trial_costs_the_sweep_what_the_twentieth_did(tmp_path: Path) -> None:
-    search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, 106, 10**9, None, 7, {})
+    search = SearchConfig(None, 1, 1, 0, True, Sampler.tpe, Pruner.none, 1, 3, 106, 10**9, None, 7, {})
     study = open_study(storage_url(None, tmp_path), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     counted, tokens = Counted(), count_tokens(tmp_path)
     try:

@@ -13,6 +13,7 @@ from support import composed
 
 def search(min_steps: float, pruner: Pruner = Pruner.asha) -> SearchConfig:
     given: dict[str, Any] = {"parallel": 1, "trials_per_gpu": 1, "retries": 0, "reduction_factor": 3, "trials": 9}
+    given["keep_model"] = True
     return SearchConfig(storage=None, sampler=Sampler.tpe, pruner=pruner, min_steps=min_steps, tokens=None, hours=None,
                         seed=1, params={}, **given)  # fmt: skip
 

@@ -45,7 +45,7 @@ class Player:
 
 def sweep(folder: Path, train: Train, trials: int = 20, parallel: int = 1, retries: int = 2) -> Player:
     search = SearchConfig(
-        None, parallel, 1, retries, Sampler.tpe, Pruner.none, 1, 3, trials, None, None, 7, {}
+        None, parallel, 1, retries, True, Sampler.tpe, Pruner.none, 1, 3, trials, None, None, 7, {}
     )  # fmt: skip
     folder.mkdir(exist_ok=True)
     study = open_study(storage_url(None, folder), "s", make_pruner(search.pruner, 1, 3, folder))
@@ -171,7 +171,7 @@ def test_a_process_with_nothing_to_do_says_whether_others_still_have(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = open_study(storage_url(None, tmp_path), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
-    search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, 9, None, None, 7, {})
+    search = SearchConfig(None, 1, 1, 0, True, Sampler.tpe, Pruner.none, 1, 3, 9, None, None, 7, {})
     number = begin(study, {"lora.r": 8, "optim.lr": 1e-3}, SPACE).number
 
     def said() -> str:
@@ -196,7 +196,7 @@ def test_tokens_are_a_budget(tmp_path: Path) -> None:
         (run / "metrics.csv").write_text("epoch,step,train/tokens\n0,1,400.0\n0,2,\n")
         learn(run, given)
 
-    search = SearchConfig(None, 1, 1, 0, Sampler.tpe, Pruner.none, 1, 3, None, 1000, None, 7, {})
+    search = SearchConfig(None, 1, 1, 0, True, Sampler.tpe, Pruner.none, 1, 3, None, 1000, None, 7, {})
     sweep(tmp_path / "s", train, trials=2)
     study = open_study(storage_url(None, tmp_path / "s"), "s", make_pruner(Pruner.none, 1, 3, tmp_path))
     assert spent(search, study, count_tokens(tmp_path / "s"), 0) is None

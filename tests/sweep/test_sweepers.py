@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,20 +64,13 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory, rows_file: Path) -> Path
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
 
     def training_beyond(step: int) -> list[int]:
-        """Processes of the good trial, once its current attempt is beyond a step; its checkpoint is older."""
+        """The process of the good trial, once its current attempt is beyond a step; its checkpoint is older."""
         for metrics in folder.glob("[0-9]*/metrics.csv"):
             good = trials(folder).get((GOOD, "0.01"))
             if good and metrics.parent.name == str(good["number"]) and f",{step}," in metrics.read_text():
-                run = override("hydra.run.dir", metrics.parent).encode()
-                places = [place for place in Path("/proc").glob("[0-9]*") if run in words(place)]
-                return [int(place.name) for place in places]
+                log = metrics.with_name("train.log").read_text(encoding="utf-8")
+                return [int(one) for one in re.findall(r"\(process (\d+)\)", log)[-1:]]
         return []
-
-    def words(place: Path) -> list[bytes]:
-        try:
-            return (place / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            return []
 
     sweep = start()
     wait_for(lambda: training_beyond(6))
