@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-AT_ONCE = 4  # runs that share the GPUs: each is mostly imports
+AT_ONCE = min(8, max(2, (os.cpu_count() or 2) // 4))  # runs that share the GPUs: each is mostly imports
 SECONDS = 200  # for each
 FAST = "model.engine=fast"
 
