@@ -2,9 +2,9 @@
 
 usage: sweep_survival.py FOLDER [TRIALS] [KILLS] [SEED]
 
-A tiny model on a CPU searches ranks and learning rates; one rank asks for more memory than there is, one learning rate
-makes the loss infinite. A kill (SIGKILL) hits the trial that is training or, as often, the sweep itself with all its
-processes, after which the same command is run again. Needs about 15 seconds a trial and a kill.
+A tiny model on a CPU searches ranks and learning rates; one rank is refused, one learning rate makes the loss infinite.
+A kill (SIGKILL) hits the process that is training or, as often, the sweep itself with all its processes, after which
+the same command is run again. Needs five minutes.
 """
 
 import json
@@ -56,7 +56,7 @@ def disturbed(rows: Path, folder: Path, trials: int, kills: int, seed: int) -> C
     while sweep.poll() is None or hit.total() < kills:
         if sweep.poll() is not None:
             raise RuntimeError(f"the sweep ended after {hit.total()} kills: see {folder}.log")
-        time.sleep(moments.uniform(3, 30) if hit.total() < kills else 1)
+        time.sleep(moments.uniform(3, 15) if hit.total() < kills else 1)
         if hit.total() >= kills or sweep.poll() is not None:
             continue
         training = trial_processes(folder)
