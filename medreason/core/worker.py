@@ -114,7 +114,9 @@ def receive(channel: socket.socket) -> tuple[list[str], list[int]] | None:
         return None
     data = b""
     while len(data) < int.from_bytes(head, "big"):
-        data += channel.recv(1 << 16)
+        if not (read := channel.recv(1 << 16)):
+            return None
+        data += read
     return json.loads(data), list(descriptors)
 
 

@@ -5,7 +5,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from medreason.core.overrides import command_line, override
 from medreason.core.processes import (
     carry_out,
     claim,
-    gpu_waited_for,
     note_death,
     note_end,
     one_gpu,
@@ -34,7 +33,7 @@ from medreason.core.processes import (
 from medreason.core.progress import describe_swept, say
 from medreason.core.recorded import mapping
 from medreason.core.run_directory import read_json, repeatable, write_json
-from medreason.core.worker import Worker
+from medreason.sweep.slot import SLOT
 from medreason.sweep.study import Propose, begin, running, settle
 
 # a trial's values in the study -> its overrides, and what of them tells it apart
@@ -147,7 +146,7 @@ def prepare(trial: FrozenTrial, run: Path, describe: Describe, pruning: Mapping[
 
 
 def run_trial(config: DictConfig) -> None:
-    """What a launcher launches: `python -m medreason.train` with a trial's overrides, in a process of its own."""
+    """What a launcher launches: `python -m medreason.train` with a trial's overrides, in another process."""
     hydra = HydraConfig.get()
     run = Path(hydra.runtime.output_dir)
     name = f"trial {run.name}"
@@ -171,52 +170,20 @@ def run_trial(config: DictConfig) -> None:
         say(f"{name}: {describe_swept(record['swept'])}   {log}")
         alone = trainer.nodes * trainer.devices == 1
         on_gpu = alone and trainer.accelerator == "gpu"
-        gpu: AbstractContextManager[dict[str, str]] = (
-            one_gpu(hydra.sweeper.trials_per_gpu, name) if on_gpu else nullcontext({})
-        )
+
+        def gpu() -> AbstractContextManager[dict[str, str]]:
+            return one_gpu(hydra.sweeper.trials_per_gpu, name) if on_gpu else nullcontext({})
+
         overrides = [*record["overrides"], *searchpath]
         watch = reporter(run, name, config.monitor)
         if alone and hydra.sweeper.keep_model and str(hydra.launcher._target_).endswith(LAUNCHERS_THAT_STAY):
             kind = OmegaConf.to_container(config.model, resolve=True)
-            code = SLOT.carry_out(run_words(overrides, run), kind, gpu, log=log, held=held, watch=watch)
+            code = SLOT.carry_out(run, run_words(overrides, run), kind, gpu, log=log, held=held, watch=watch)
         else:
-            with gpu as environment:
+            with gpu() as environment:
                 command = run_command(overrides, run, trainer.nodes, trainer.devices)
                 code = carry_out(command, log=log, held=held, environment=environment, watch=watch)
         note_end(run, code, log)
-
-
-class Slot:
-    """The process in which this one has its trials carried out, and the GPU that it holds meanwhile."""
-
-    def __init__(self) -> None:
-        self.worker: Worker | None = None
-        self.kind: Any = None
-        self.gpu = ExitStack()
-
-    def carry_out(self, words: list[str], kind: Any, gpu: AbstractContextManager[dict[str, str]], **how: Any) -> int:
-        """The exit code of a trial. `kind` is what trials of one process have in common, `gpu` what a new one needs."""
-        if kind != self.kind:
-            self.end()
-        try:
-            if self.worker is None:
-                self.worker, self.kind = Worker("medreason.train.worker", self.gpu.enter_context(gpu)), kind
-            code = self.worker.carry_out(words, **how)
-        except BaseException:
-            self.end()
-            raise
-        if code or gpu_waited_for():
-            self.end()
-        return code
-
-    def end(self) -> None:
-        if self.worker is not None:
-            self.worker.end()
-        self.worker = self.kind = None
-        self.gpu.close()
-
-
-SLOT = Slot()
 
 
 def describe_end(study: optuna.Study, trial: FrozenTrial, folder: Path, ended: str | None) -> str:

@@ -4,8 +4,8 @@ sweep --propose--> trial of a study on disk --Hydra's launcher--> run_trial --pr
                           ^                                                                        |
                           +------------------------ settle <-- run.json of the trial --------------+
 
-Hydra's launcher decides where run_trial runs (here, joblib, SLURM, Ray). It starts the training as a process of its
-own, so whatever kills that leaves the sweep standing, and no memory is left on a GPU.
+Hydra's launcher decides where run_trial runs (here, joblib, SLURM, Ray). It trains in another process, so whatever
+kills that leaves the sweep standing; trials that end well share one (slot.py), after any other end a new one begins.
 """
 
 import time
