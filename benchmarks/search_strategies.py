@@ -1,6 +1,6 @@
 """Which search finds the best of 40 settings for how many tokens? Courses are recorded once, searches replayed on them.
 
-usage: search_strategies.py record FILE.npz [ALPHA]    SmolLM2-135M: a minute a setting on a CPU, seconds on a GPU
+usage: search_strategies.py record FILE.npz [ALPHA]    SmolLM2-135M: a minute a setting on a CPU, 14 s on a GPU
        search_strategies.py replay FILE.npz            seconds
 
 A recording holds the held-out loss of each document at each validation of each setting, trained in earnest, once: 5
@@ -104,11 +104,11 @@ def replay(path: Path) -> None:
     print("ten seeds: share of the grid's tokens, of ASHA's; times that the best, or one not certainly worse, is found;"
           " mean loss above the best")  # fmt: skip
     usual = 0.0
-    for name, (pruner, propose) in SEARCHES.items():
+    for name, (pruner, first, propose) in SEARCHES.items():
         spent, sure, above = [], 0, []
         for seed in range(10):
             with TemporaryDirectory() as folder:
-                steps, chosen = carry_out(losses, targets, Path(folder), pruner, propose(seed))
+                steps, chosen = carry_out(losses, targets, Path(folder), pruner, first, propose(seed))
             spent.append(steps / (STEPS * final.size))
             sure += not certainly_worse(losses[chosen][-1], losses[best][-1], 0.05)
             above.append(final[chosen] - final.min())
@@ -118,10 +118,13 @@ def replay(path: Path) -> None:
 
 
 def carry_out(
-    losses: np.ndarray, targets: np.ndarray, folder: Path, kind: Pruner, propose: Propose
+    losses: np.ndarray, targets: np.ndarray, folder: Path, kind: Pruner, first: int, propose: Propose
 ) -> tuple[int, tuple[int, int]]:
-    """Optimizer steps that a search took on recorded courses, and the setting that it found best."""
-    study = optuna.create_study(pruner=make_pruner(kind, EVERY, 3, folder))
+    """Optimizer steps that a search took on recorded courses, and the setting that it found best.
+
+    No trial is stopped before step `first`.
+    """
+    study = optuna.create_study(pruner=make_pruner(kind, first, 3, folder))
     spent, done = 0, {}
     for _ in range(TRIALS):
         if (params := propose(study)) is None:
@@ -146,16 +149,27 @@ def carry_out(
 SPACE, _ = read_space({"lora.r": f"choice({','.join(map(str, RANKS))})",
                        "optim.lr": f"choice({','.join(map(str, RATES))})"}, [])  # fmt: skip
 TRIALS = 30  # as in the sweep of the README
-SEARCHES: dict[str, tuple[Pruner, Callable[[int], Propose]]] = {
-    "TPE, asha": (Pruner.asha, lambda seed: propose_new(SPACE, Sampler.tpe, 1000 * seed)),
-    "TPE, paired": (Pruner.paired, lambda seed: propose_new(SPACE, Sampler.tpe, 1000 * seed)),
-    "lr_then_rank, asha": (
-        Pruner.asha, lambda seed: propose_lr_then_rank(SPACE, 8, Sampler.tpe, 1000 * seed, len(RATES))
-    ),
-    "lr_then_rank, paired": (
-        Pruner.paired, lambda seed: propose_lr_then_rank(SPACE, 8, Sampler.tpe, 1000 * seed, len(RATES))
-    ),
-}  # fmt: skip
+
+
+def tpe(seed: int) -> Propose:
+    return propose_new(SPACE, Sampler.tpe, 1000 * seed)
+
+
+def rates_then_ranks(seed: int) -> Propose:
+    return propose_lr_then_rank(SPACE, 8, Sampler.tpe, 1000 * seed, len(RATES))
+
+
+SEARCHES: dict[str, tuple[Pruner, int, Callable[[int], Propose]]] = {  # the first is what the others stand beside
+    "TPE, asha": (Pruner.asha, EVERY, tpe),
+    "TPE, paired": (Pruner.paired, EVERY, tpe),
+    "lr_then_rank, asha": (Pruner.asha, EVERY, rates_then_ranks),
+    "lr_then_rank, paired": (Pruner.paired, EVERY, rates_then_ranks),
+    "TPE, none": (Pruner.none, EVERY, tpe),
+    "lr_then_rank, none": (Pruner.none, EVERY, rates_then_ranks),
+    "TPE, paired from step 6": (Pruner.paired, 6, tpe),
+    "lr_then_rank, asha from 6": (Pruner.asha, 6, rates_then_ranks),
+    "lr_then_rank, paired from 4": (Pruner.paired, 4, rates_then_ranks),
+}
 
 
 if __name__ == "__main__":

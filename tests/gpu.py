@@ -46,7 +46,10 @@ ONE_GPU = (
     Check("fast, bf16", ("model.precision=bf16",), (8, 0)),
     Check("fast, bf16 in fp8", ("model.precision=bf16", "model.compute_dtype=fp8"), (8, 9)),
 )
-SHARED_BASES = (("model.precision=nf4",), ("model.precision=fp8",))
+TRIALS = (
+    Check("trials of one process: Unsloth, 4-bit", ("model.precision=nf4",)),
+    Check("trials of one process: fast, fp8", ("model.precision=fp8",), (8, 9)),
+)
 TWO_GPUS = (
     Check("two GPUs: Unsloth, 4-bit", ("model.precision=nf4",)),
     Check("two GPUs: fast, nf4", (FAST, "model.precision=nf4"), (8, 0)),
@@ -127,8 +130,12 @@ def judged(run: Path) -> tuple[bool, str]:
     return record["status"] == "finished" and fell, told
 
 
+def file_name(check: Check) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in check.name)
+
+
 def trains(check: Check, model: Path, folder: Path, *more: str) -> tuple[bool, str]:
-    name = "".join(letter if letter.isalnum() else "_" for letter in check.name)
+    name = file_name(check)
     run, log = folder / name, folder / f"{name}.log"
     if carry_out(command(model, run, *check.overrides, *more), log):
         return False, last_line(log)
@@ -160,9 +167,9 @@ def goes_on_after_a_kill(model: Path, folder: Path) -> tuple[bool, str]:
     return apart < 0.01, f"{len(resumed)} steps, losses within {apart:.2%} of an undisturbed run's"
 
 
-def share_a_base(model: Path, folder: Path, *overrides: str) -> tuple[bool, str]:
+def share_a_base(check: Check, model: Path, folder: Path) -> tuple[bool, str]:
     """Trials of one process end as a run alone does, and begin sooner."""
-    name = "_".join(["trials", *overrides]).replace("=", "_")
+    name, overrides = file_name(check), check.overrides
     sweep, alone, log = folder / name, folder / f"{name}_alone", folder / f"{name}.log"
     words = [one for one in command(model, alone, *overrides) if not one.startswith("hydra.run.dir")]
     searched = ["lora.r=choice(4,16,64)", "lora.alpha=16", "hydra.sweeper.pruner=none"]
@@ -220,7 +227,7 @@ def main(folder: Path) -> int:
     write_model(model)
     missing = [
         Outcome(check.name, "skipped", told=f"needs compute capability {check.capability[0]}.{check.capability[1]}")
-        for check in (*ONE_GPU, *TWO_GPUS)
+        for check in (*ONE_GPU, *TRIALS, *TWO_GPUS)
         if check.capability > capability
     ]
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -228,10 +235,10 @@ def main(folder: Path) -> int:
             pool.submit(outcome, "kernels and their plain twins", lambda: kernels(folder)),
             pool.submit(outcome, "killed and gone on with", lambda: goes_on_after_a_kill(model, folder)),
         ]
-        for overrides in SHARED_BASES:
-            if capability >= (8, 9):
-                tried = lambda overrides=overrides: share_a_base(model, folder, *overrides)  # noqa: E731
-                started.append(pool.submit(outcome, f"trials of one process: {overrides[-1]}", tried))
+        for check in TRIALS:
+            if check.capability <= capability:
+                tried = lambda check=check: share_a_base(check, model, folder)  # noqa: E731
+                started.append(pool.submit(outcome, check.name, tried))
         for check in ONE_GPU:
             if check.capability <= capability:
                 tried = lambda check=check: trains(check, model, folder)  # noqa: E731

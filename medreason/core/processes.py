@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +106,19 @@ def carry_out(
             except subprocess.TimeoutExpired:
                 watch()
     except BaseException:  # Ctrl-C (which the command has seen as well), or a scheduler that wants its machine back
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(GRACE_SECONDS)
-        finally:
-            process.kill()
-            process.wait()
+        interrupt(process)
         raise
+
+
+def interrupt(process: "subprocess.Popen[bytes]") -> None:
+    """Asks a process to end; after a minute it is killed."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def child_settings(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from medreason.core.processes import GRACE_SECONDS, child_settings
+from medreason.core.processes import child_settings, interrupt
 from medreason.core.progress import Clock
 
 ENDING_SECONDS = 10  # for a process that has nothing left to do
@@ -48,10 +48,9 @@ class Worker:
                 return (code or 1) if fresh else self.carry_out(words, log=log, held=held, watch=watch)
         try:
             said = answer(channel, watch)
-        except BaseException:  # Ctrl-C (which the process has seen as well), or a scheduler that wants its machine back
-            process.send_signal(signal.SIGTERM)
+        except BaseException:
             try:
-                process.wait(GRACE_SECONDS)
+                interrupt(process)
             finally:
                 self.end()
             raise

@@ -50,6 +50,6 @@ def own_modules(model: Any) -> Any:
     if not Kept.wanted:
         return model
     shared = [*model.parameters(), *model.buffers()]
-    shared += [one.quant_state for one in model.parameters() if getattr(one, "quant_state", None) is not None]
-    shared += [one.quant_state for one in model.modules() if getattr(one, "quant_state", None) is not None]
+    holders = (*model.parameters(), *model.modules())  # bitsandbytes' numbers beside a weight
+    shared += [one.quant_state for one in holders if getattr(one, "quant_state", None) is not None]
     return copy.deepcopy(model, {id(one): one for one in shared})

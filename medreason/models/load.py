@@ -96,6 +96,7 @@ def plan_memory(config: TrainConfig, train_tokens: int) -> Need | None:
     shape = shape_of(AutoConfig.from_pretrained(local_path(config.model), revision=config.model.revision))
     (free, whole), cap = torch.cuda.mem_get_info(), config.trainer.memory_gib
     free += torch.cuda.memory_reserved()  # by the base that an earlier run of this process left, which is counted
+    # also without a cap: that earlier run may have had one
     torch.cuda.set_per_process_memory_fraction(1.0 if cap is None else min(1.0, cap * GIB / whole))
     if cap is not None:
         free = min(free, int(cap * GIB))
@@ -178,7 +179,7 @@ def load_model(
 
         if not cpu_bnb_4bit_supported():
             raise ConfigError("model.precision=nf4: bitsandbytes has no 4-bit for this CPU; use model.precision=half")
-    base = own_modules(kept_base(model, min(row_tokens, context_tokens(model)), dtype, recompute))
+    base = own_modules(unsloth_base(model, min(row_tokens, context_tokens(model)), dtype, recompute))
     if model.precision is Precision.nf4 and not getattr(base, "is_loaded_in_4bit", False):
         # Unsloth falls back to 16-bit with a printed note; a run must not say 4-bit and be 16-bit
         raise ConfigError(f"model.precision=nf4: {model.path} cannot be held in 4-bit here; use model.precision=half")
@@ -204,7 +205,7 @@ def load_model(
     return adapted
 
 
-def kept_base(model: ModelConfig, longest: int, dtype: torch.dtype | None, recompute: Recompute) -> Any:
+def unsloth_base(model: ModelConfig, longest: int, dtype: torch.dtype | None, recompute: Recompute) -> Any:
     """Unsloth's model without an adapter, for texts of `longest` tokens.
 
     Never more than the model's own context: Unsloth would stretch its positions, and nothing else would.
@@ -226,7 +227,7 @@ def kept_base(model: ModelConfig, longest: int, dtype: torch.dtype | None, recom
 
 
 def load_fast(model: ModelConfig, lora: LoraConfig, recompute: Recompute, seed: int, copies: int, spared: int) -> Any:
-    """The fast engine's."""
+    """`load_model` for the fast engine, which has no need of Unsloth."""
     from medreason.engine import layers
 
     how = layers.How(model.precision, multiplied_in_fp8(model), copies, recompute, spared)

@@ -262,6 +262,9 @@ def describe(found: Need, free: float, device: str, duration: float | None) -> s
     return f"{found.total / GIB:.1f} of {free / GIB:.1f} GiB of {device} expected ({found}; {how}){took}"
 
 
+OUT_OF_MEMORY = "out of memory"  # how the reason of a run that ended so begins
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the host."""
     import torch

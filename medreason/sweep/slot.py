@@ -9,8 +9,7 @@ from medreason.core.processes import gpu_waited_for
 from medreason.core.progress import say
 from medreason.core.run_directory import read_json, write_json
 from medreason.core.worker import Worker
-
-OUT_OF_MEMORY = "failed: RunFailed: out of memory"  # of a run's status (train/run.py)
+from medreason.models.memory import OUT_OF_MEMORY
 
 
 class Slot:
@@ -39,7 +38,7 @@ class Slot:
         used = self.worker is not None
         code = self.try_once(words, kind, gpu, **how)
         record = read_json(run / "run.json") if code and used else {}
-        if str(record.get("status")).startswith(OUT_OF_MEMORY):
+        if str(record.get("status")).startswith(f"failed: RunFailed: {OUT_OF_MEMORY}"):
             say(f"trial {run.name}: out of memory where other trials have been; again in a new process")
             write_json(run / "run.json", record | {"status": "starting"})
             code = self.try_once(words, kind, gpu, **how)
@@ -55,7 +54,7 @@ class Slot:
         except BaseException:
             self.end()
             raise
-        if code or gpu_waited_for():
+        if code or (self.worker.environment and gpu_waited_for()):  # what it is told of is its GPU
             self.end()
         return code
 

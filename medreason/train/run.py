@@ -237,8 +237,7 @@ def loaded(config: TrainConfig, data: "MedicalReasoningData", record: dict[str, 
     }  # fmt: skip
     record["recompute"] = recompute.value
     record["precision"] = lightning_precision(config.trainer)
-    if not is_kept():
-        say(f"loading {config.model.path} in {config.model.precision.value}")
+    say(f"loading {config.model.path} in {config.model.precision.value}")
     return load_model(
         config.model,
         config.lora,
@@ -282,7 +281,7 @@ def end_on_record(run: Path, record: dict[str, Any], monitor: str, seconds_befor
     A pruned run, and one that W&B's agent stops, end quietly; one that was asked to stop raises SystemExit; running out
     of memory is RunFailed with what to lower; anything else is raised as it came.
     """
-    from medreason.models.memory import out_of_memory
+    from medreason.models.memory import OUT_OF_MEMORY, out_of_memory
     from medreason.sweep.pruning import Pruned
     from medreason.train.checkpoints import Stopped
 
@@ -306,8 +305,8 @@ def end_on_record(run: Path, record: dict[str, Any], monitor: str, seconds_befor
     except BaseException as error:
         if out_of_memory(error):
             error = RunFailed(
-                f"out of memory ({str(error).splitlines()[0][:200]}); lower data.row_tokens, trainer.rows_per_batch or "
-                "lora.r, or set trainer.recompute=unsloth"
+                f"{OUT_OF_MEMORY} ({str(error).splitlines()[0][:200]}); lower data.row_tokens, trainer.rows_per_batch "
+                "or lora.r, or set trainer.recompute=unsloth"
             )
         record["status"] = f"failed: {type(error).__name__}: {error}"
         raise error

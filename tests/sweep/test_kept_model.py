@@ -66,9 +66,3 @@ def test_a_trial_that_fails_says_why_and_leaves_its_process(sweep: Path) -> None
         assert "the model has no 'query'" in order[place][1]["reason"]
     after = [(order[place][0], order[place + 1][0]) for place in failed if place + 1 < len(order)]
     assert after and all(process(one) != process(following) for one, following in after)
-
-
-def test_a_clock_begins_with_each_trial(sweep: Path) -> None:
-    for run in trials(sweep):
-        first = re.search(r"\[ *([\d.]+) s\]", (run / "train.log").read_text(encoding="utf-8"))
-        assert first is not None and float(first[1]) < 30

@@ -54,7 +54,7 @@ def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     @contextmanager
     def gpu() -> Iterator[dict[str, str]]:
         gpus[0] += 1
-        yield {}
+        yield {"CUDA_VISIBLE_DEVICES": "0"}
         gpus[0] -= 1
 
     def carry_out(word: str, kind: str = "7b") -> tuple[str, list[int], int]:
