@@ -199,7 +199,8 @@ def first_second(log: Path) -> float:
 
 def kernels(folder: Path) -> tuple[bool, str]:
     log = folder / "kernels.log"
-    code = carry_out([sys.executable, "-m", "pytest", "tests/engine/kernel_twins.py", "-q"], log)
+    files = ["tests/engine/kernel_twins.py", "tests/inference/test_slots.py"]
+    code = carry_out([sys.executable, "-m", "pytest", *files, "-q"], log)
     return code == 0, last_line(log)
 
 

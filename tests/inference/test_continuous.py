@@ -1,5 +1,6 @@
 """Continuous batching writes what plain batches write. On a CPU: slow, so few and short answers."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 
 from medreason.config import Format
 from medreason.core.run_directory import run_config
+from medreason.inference import continuous
 from medreason.inference.batched import write_in_batches
 from medreason.inference.continuous import load_merged, write_continuously
+from medreason.models.control_tokens import encode
 from medreason.models.load import load_trained
 from medreason.models.prompts import prompt_text
 from support import run_train, tiny_run
@@ -48,16 +51,45 @@ def test_answers_equal_those_of_plain_batches(run: Path, tokenizer: Any, prompts
     model = load_merged(run_config(run), run / "adapter")
     plain = dict(write_in_batches(model, tokenizer, prompts, max_new_tokens=12, batch_size=2))
     told: list[int] = []
-    continuous = dict(
-        write_continuously(model, tokenizer, prompts, max_new_tokens=12, memory_share=0.01, progress=told.append)
-    )
-    assert continuous == plain
-    assert len(told) >= len(prompts) and 4 * 12 <= told[-1] <= 5 * 12  # the prompt asked twice may be read as one
-    assert sorted(continuous) == [0, 1, 2, 3, 4] and continuous[0] == continuous[3]
+    written = dict(write_continuously(model, tokenizer, prompts, max_new_tokens=12, progress=told.append))
+    assert written == plain
+    assert told == sorted(told) and told[-1] == sum(written.tokens + (not written.cut) for written in plain.values())
+    assert sorted(written) == [0, 1, 2, 3, 4] and written[0] == written[3]
 
 
 def test_samples_of_one_prompt_differ(run: Path, tokenizer: Any, prompts: list[str]) -> None:
     model = load_merged(run_config(run), run / "adapter")
-    found = dict(write_continuously(model, tokenizer, [prompts[0]] * 4, max_new_tokens=8, temperature=1.0, seed=1,
-                                    memory_share=0.01))  # fmt: skip
+    found = dict(write_continuously(model, tokenizer, [prompts[0]] * 4, max_new_tokens=8, temperature=1.0, seed=1))
     assert len({written.text for written in found.values()}) > 1
+
+
+def test_no_prompts_no_answers() -> None:
+    assert dict(write_continuously(None, None, [], max_new_tokens=3)) == {}
+
+
+def test_few_slots_give_the_same_answers(
+    run: Path, tokenizer: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_merged(run_config(run), run / "adapter")
+    tokenizer = copy.deepcopy(tokenizer)
+    long = dict(write_continuously(model, tokenizer, prompts, max_new_tokens=20))
+    later = "".join(written.text[1:] for written in long.values())
+    [tokenizer.eos_token_id] = encode(tokenizer, next(letter for letter in later if letter.isascii()))
+    wanted = dict(write_in_batches(model, tokenizer, prompts, max_new_tokens=20, batch_size=1))
+    assert len({written.tokens for written in wanted.values()}) > 1, "answers of several lengths"
+    monkeypatch.setattr(continuous, "AT_ONCE", 2)
+    order = [index for index, _ in write_continuously(model, tokenizer, prompts, max_new_tokens=20)]
+    assert dict(write_continuously(model, tokenizer, prompts, max_new_tokens=20)) == wanted
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    [(index, one)] = write_continuously(model, tokenizer, prompts[:1], max_new_tokens=1)
+    assert index == 0 and one.tokens <= 1
+
+
+def test_a_reader_that_stops_leaves_the_model_as_it_was(run: Path, tokenizer: Any, prompts: list[str]) -> None:
+    model = load_merged(run_config(run), None)
+    before = model.config._attn_implementation
+    answers = write_continuously(model, tokenizer, prompts, max_new_tokens=4)
+    next(answers)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    answers.close()
+    assert model.config._attn_implementation == before
