@@ -1,6 +1,5 @@
 """When to validate and what is saved then: the best step, the last one, random states; whole files, killed or not."""
 
-import io
 import random
 import shutil
 import signal
@@ -199,10 +198,8 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()  # torch says oddly that a disk is full
-        torch.save(checkpoint, content)
-        with whole_file(Path(path)) as draft:
-            draft.write_bytes(content.getbuffer())
+        with whole_file(Path(path)) as draft, draft.open("wb") as file:
+            torch.save(checkpoint, file)  # which says oddly that a disk is full: core/disk.py knows how
 
 
 def checkpoints(
