@@ -1,8 +1,8 @@
 """Keys and values of many texts side by side, and attention of new tokens to them.
 
-    slot 0   k k k k k . . . .      a slot has room for the longest prompt and its answer; `read` says of each text
+    slot 0   k k k k k . . . .      a slot has room for the longest prompt and its answer; a pass is told of each text
     slot 1   k k k . . . . . .      where its slot begins and how much of it is written
-    slot 2   . . . . . . . . .      padding of a pass writes into the last slot, which nothing reads
+    slot 2   . . . . . . . . .      the last slot is what padding of a pass writes into; nothing reads it
 
 Prompts are read several at once, one after the other in one row of tokens, and attend to themselves. Then every pass
 gives each text one token more, which attends to its slot. Nothing is gathered or padded for it: on a GPU the attention
@@ -188,9 +188,9 @@ def read_prompts(model: Any, slots: Slots, prompts: Sequence[Sequence[int]], int
 
     A prompt that stands several times in a row is read once.
     """
-    distinct = [list(prompt) for prompt, _ in itertools.groupby(prompts)]
-    which = list(itertools.accumulate(int(one != before) for before, one in itertools.pairwise(prompts)))
-    which = [0, *which]  # of each prompt its place among the distinct ones
+    distinct = [prompt for prompt, _ in itertools.groupby(prompts)]
+    differs = (before != prompt for before, prompt in itertools.pairwise(prompts))
+    which = [0, *itertools.accumulate(map(int, differs))]  # of each prompt its place among the distinct ones
     first = [into[which.index(number)] for number in range(len(distinct))]
     bounds = [0, *itertools.accumulate(map(len, distinct))]
     positions = torch.cat([torch.arange(len(prompt)) for prompt in distinct])
@@ -292,9 +292,8 @@ class Writer:
 
     def one_pass(self, rows: int, longest: int) -> None:
         tokens, positions, begins = self.tokens[:rows], self.positions[:rows], self.begins[: rows + 1]
-        place = Pass(
-            self.slots, begins[:-1].long() + positions, begins, (positions + 1).to(torch.int32), longest
-        )  # fmt: skip
+        written, reading = begins[:-1].long() + positions, (positions + 1).to(torch.int32)
+        place = Pass(self.slots, written, begins, reading, longest)
         asked = torch.arange(rows, device=tokens.device)
         tokens.copy_(pick(forward(self.model, place, tokens, positions, asked), self.temperature))
         positions.add_(1)

@@ -137,6 +137,19 @@ def test_tokens_are_those_that_the_model_finds_likeliest(device: str, form: str)
             assert apart <= (0.02 if device == "cuda" else 1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not GPU, reason="a GPU"))])
+@pytest.mark.parametrize("form", FORMS)
+def test_drawn_tokens_differ_from_text_to_text_and_pass_to_pass(device: str, form: str) -> None:
+    model = tiny(device, **FORMS[form])
+    with attending(model):
+        slots = make_slots(model, 64, 3)
+        read_prompts(model, slots, [[1, 5, 9]] * 3, [0, 1, 2])
+        writer = Writer(model, slots, 1.0)
+        drawn = [writer.write([4, 4, 4], [3, 3, 3], [0, 1, 2], 8) for _ in range(2)]
+    texts = [tuple(text) for written in drawn for text in written]
+    assert len(set(texts)) == 6 and all(0 <= token < 64 for text in texts for token in text)
+
+
 def test_a_model_is_given_its_own_attention_back() -> None:
     model = tiny("cpu")
     before = model.config._attn_implementation
