@@ -1,15 +1,23 @@
-"""Arrow tables that are made once and mapped into memory ever after, also by several processes at once."""
+"""Arrow tables that are made once and mapped into memory ever after, also by several processes at once.
 
-import gc
+What is being made lies on the disk as well, in files without a name: `on_disk` and `array_on_disk`. Pages of a mapped
+file are the system's to drop, so memory does not grow with the rows.
+"""
+
 import hashlib
+import io
 import json
+import mmap
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import pyarrow as pa
+from numpy.typing import DTypeLike, NDArray
 
 from medreason.core.disk import digest_of, whole_file
 
@@ -30,7 +38,6 @@ def cached_table(kind: str, key: str, build: Callable[[], pa.Table]) -> pa.Table
     table = open_table(path)
     if table is not None:
         return table
-    build = without_collection(build)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(path.with_suffix(".lock"))
@@ -54,19 +61,63 @@ def cached_table(kind: str, key: str, build: Callable[[], pa.Table]) -> pa.Table
         lock.release()
 
 
-def without_collection(build: Callable[[], pa.Table]) -> Callable[[], pa.Table]:
-    """`build` with garbage collection paused: it makes millions of objects that all live, scanned over and over."""
+def unnamed_file() -> io.FileIO:
+    """A file in the cache's folder that no name leads to: it is gone once nobody has it open, also after a kill.
 
-    def paused() -> pa.Table:
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            return build()
-        finally:
-            if collecting:
-                gc.enable()
+    Not in the system's temporary folder, which may be memory. Raises OSError where none can be made.
+    """
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=cache_folder(), buffering=0)
 
-    return paused
+
+def on_disk(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """The batches as a table that is mapped from an unnamed file; what the disk has no room for stays in memory."""
+    whole, sizes, held = mapped(batch.serialize() for batch in batches)
+    starts = np.cumsum([0, *sizes], dtype=np.int64).tolist()
+    parts = [whole.slice(start, size) for start, size in zip(starts, sizes, strict=False)] + held
+    return pa.Table.from_batches([pa.ipc.read_record_batch(part, schema) for part in parts], schema)
+
+
+def array_on_disk(dtype: DTypeLike, shape: tuple[int, ...], parts: Iterable[NDArray[Any]]) -> NDArray[Any]:
+    """An array of this shape, mapped from an unnamed file; its parts come one after another, and are let go.
+
+    It is in memory where the disk has no room.
+    """
+    whole, _, held = mapped(pa.py_buffer(np.ascontiguousarray(part, dtype)) for part in parts)
+    flat = [np.frombuffer(part, dtype) for part in (whole, *held)]
+    return (np.concatenate(flat) if held else flat[0]).reshape(shape)
+
+
+def mapped(parts: Iterable[pa.Buffer]) -> tuple[pa.Buffer, list[int], list[pa.Buffer]]:
+    """Parts one after another in an unnamed file, as one mapped buffer; their sizes; and those that it did not take.
+
+    These are all parts from the first on for which there was no room.
+    """
+    sizes: list[int] = []
+    held: list[pa.Buffer] = []
+    try:
+        file = unnamed_file()
+    except OSError:
+        return pa.py_buffer(b""), sizes, list(parts)
+    with file:  # the map keeps what is in it
+        for part in parts:
+            if held or not written(file, part):
+                held.append(part)
+            else:
+                sizes.append(part.size)
+        total = sum(sizes)
+        return pa.py_buffer(mmap.mmap(file.fileno(), total, access=mmap.ACCESS_READ) if total else b""), sizes, held
+
+
+def written(file: io.FileIO, part: pa.Buffer) -> bool:
+    """Whether an unbuffered file, which may take less than it is given at a time, took the whole."""
+    left = memoryview(part)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        return False
+    return True
 
 
 def open_table(path: Path) -> pa.Table | None:
