@@ -4,21 +4,26 @@
 
 The corpus is an Arrow table in the cache, keyed by the content of its sources, so the second run maps it into memory.
 Nothing is dropped from it: policies (skip, drop, weights, shares) act on it afterwards, and changing one is free.
+
+While it is made its texts lie on the disk, too; memory holds some hundred bytes a row: hashes and numbers.
 """
 
 import hashlib
+import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Mixed, Source
-from medreason.core.cache import cache_key, cached_table, report_of, with_report
+from medreason.core.cache import cache_key, cached_table, on_disk, report_of, with_report
 from medreason.data import (
     benchmarks,
     clinical_cases,
@@ -34,16 +39,23 @@ from medreason.data import (
 from medreason.data.clinical_cases import KINDS, generate_cases
 from medreason.data.decontaminate import benchmark_digest, find_matches, read_questions
 from medreason.data.deduplicate import exact_duplicates, near_duplicates
-from medreason.data.examples import Rejects, read_examples, settle_rejects
+from medreason.data.examples import SHOWN, Rejects, readings, settle_rejects
 from medreason.data.folders import files_of, list_tables, to_ask, to_learn, visible
-from medreason.data.normalize import normal, without_preamble
-from medreason.data.sources import content_digest, is_local, read_file, read_hub
+from medreason.data.normalize import normal, preambles
+from medreason.data.sources import content_digest, is_local, read_hub, rows_of_file
 from medreason.data.tables import Row
 from medreason.models import prompts
 from medreason.models.prompts import Example
 
 Say = Callable[[str], None]
 UNIQUE, EXACT, NEAR = 0, 1, 2  # the column `repeats`
+PARTS = ("question", "reasoning", "answer")  # of an example
+AT_ONCE = 1000  # examples that memory holds
+# an example as it is read; the last three are for comparisons, and go
+READ = pa.schema({
+    **dict.fromkeys((*PARTS, "place"), pa.large_string()), "source": pa.uint16(), "digest": pa.binary(32),
+    "normal": pa.large_string(), "own": pa.uint64(), "pair": pa.binary(16),
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Corpus:
         return int(self.table.num_rows)
 
     def example(self, index: int) -> Example:
-        return Example(*(self.table[name][int(index)].as_py() for name in ("question", "reasoning", "answer")))
+        return Example(*(self.table[name][int(index)].as_py() for name in PARTS))
 
     def column(self, name: str) -> NDArray[Any]:
         return np.asarray(self.table[name])
@@ -103,15 +115,76 @@ class Split:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of both sides' content, in order."""
-        digests = self.corpus.table["digest"].combine_chunks()
+        digests = cells(self.corpus.table["digest"])
         whole = hashlib.sha256()
         for side in (self.train, self.validation):
             whole.update(len(side).to_bytes(8, "big"))
-            whole.update(b"".join(digests.take(pa.array(side)).to_pylist()))
+            for start in range(0, len(side), AT_ONCE):
+                whole.update(digests[side[start : start + AT_ONCE]].tobytes())
         return whole.hexdigest()
 
-    def examples(self, indices: Iterable[int]) -> list[Example]:
-        return [self.corpus.example(index) for index in indices]
+    def examples(self, indices: NDArray[np.int64]) -> "Examples":
+        return Examples(self.corpus.table, indices)
+
+
+class Texts(Sequence[str]):
+    """A column of texts, each read from the disk when it is asked for."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self.chunks = column.chunks
+        self.ends = np.cumsum([len(chunk) for chunk in self.chunks], dtype=np.int64).tolist()
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        chunk = bisect_right(self.ends, index)
+        text: str = self.chunks[chunk][index - self.ends[chunk]].as_py()  # counted from the chunk's end
+        return text
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self.chunks:
+            yield from chunk.to_pylist()
+
+
+class Examples(Sequence[Example]):
+    """Examples of a corpus, all or those of some indices, each read from the disk when it is asked for."""
+
+    def __init__(self, table: pa.Table, indices: NDArray[np.int64] | None = None) -> None:
+        self.parts = [Texts(table[name]) for name in PARTS]
+        self.indices = indices
+
+    def __len__(self) -> int:
+        return len(self.parts[0] if self.indices is None else self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        place = index if self.indices is None else int(self.indices[index])
+        return Example(*(texts[place] for texts in self.parts))
+
+    def __iter__(self) -> Iterator[Example]:
+        if self.indices is None:
+            return map(Example, *self.parts)
+        return (self[place] for place in range(len(self)))
+
+
+def cells(column: pa.ChunkedArray) -> NDArray[np.uint8]:
+    """Cells of one width as an array, (rows, bytes) uint8, in memory."""
+    width = column.type.byte_width
+    parts = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
+             for chunk in column.chunks if len(chunk)]  # fmt: skip
+    return np.concatenate([np.empty(0, np.uint8), *parts]).reshape(-1, width)
 
 
 def read_split(config: DataConfig, say: Say = lambda line: None) -> Split:
@@ -153,76 +226,124 @@ def read_corpus(config: DataConfig, say: Say = lambda line: None) -> Corpus:
     return corpus
 
 
+@dataclass
+class Found:
+    """What is found out about the rows while they are read."""
+
+    rows: dict[str, int] = field(default_factory=dict)  # of each table
+    columns_not_read: dict[str, list[str]] = field(default_factory=dict)
+    rejects: Rejects = field(default_factory=Rejects)
+    void: list[tuple[int, int]] = field(default_factory=list)  # spans of examples that were read in vain
+
+
 def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.Table:
     """Reads, checks and compares everything. Raises ConfigError as `read_corpus` does."""
-    rejects = Rejects()
-    rows: dict[str, int] = {}
-    columns_not_read: dict[str, list[str]] = {}
-    examples: list[Example] = []
-    places: list[str] = []
-    origins: list[int] = []
-    if config.source is Source.clinical_cases:
-        examples = cases(config)
-        places = [f"case:{number}" for number in range(1, len(examples) + 1)]
-        origins, rows = [0] * len(examples), {"clinical_cases": len(examples)}
-    else:
-        for origin, (source, setting) in enumerate(zip(config.sources(), settings(config), strict=True)):
-            say(f"reading {source.path}")
-            for label, table in labelled_tables(source, setting, rows):
-                checked, unread = read_examples(
-                    table, source.columns, config.format, config.max_field_chars, label, rejects
-                )
-                rows[label] = len(table)
-                columns_not_read |= {label: unread} if unread else {}
-                examples += [example for _, example in checked]
-                places += [f"{label}:{number}" for number, _ in checked]
-                origins += [origin] * len(checked)
+    found = Found()
+    read = cases(config, found) if config.source is Source.clinical_cases else read_sources(config, found, say)
+    table = without(on_disk(READ, batches_of(read)), found.void)
     report: dict[str, Any] = {
-        "rows": rows,
-        "columns_not_read": columns_not_read,
-        "rejects": rejects.report(),
+        "rows": found.rows,
+        "columns_not_read": found.columns_not_read,
+        "rejects": found.rejects.report(),
     }
-    repeats = np.zeros(len(examples), np.uint8)
-    first: Mapping[int, int] = {}
-    questions = [normal(example.question) for example in examples]
+    group, repeats, contaminated = np.asarray(table["own"]), np.zeros(len(table), np.uint8), np.zeros(len(table), bool)
+    places = Texts(table["place"])
     if config.deduplicate is not Deduplicate.off:
-        cores = without_preamble([example.question for example in examples])
-        alike = [question if core is example.question else normal(core)
-                 for core, example, question in zip(cores, examples, questions, strict=True)]  # fmt: skip
-        first = near_duplicates(alike, config.near_duplicate)
-        exact = exact_duplicates(questions, [normal(example.answer) for example in examples])
-        repeats[list(first)] = NEAR
-        repeats[list(exact)] = EXACT
+        near, first = near_duplicates(comparable_questions(table), config.near_duplicate)
+        exact, same = exact_duplicates(cells(table["pair"]).view(np.uint64))
+        repeats[near] = NEAR
+        repeats[exact] = EXACT
+        group = group.copy()
+        group[near] = group[first]  # none of which is near another
+        nearly = repeats[near] == NEAR
         report["duplicates"] = {
             "exact": len(exact),
             "near": int(np.sum(repeats == NEAR)),
-            "exact_places": [[places[a], places[b]] for a, b in list(exact.items())[:5]],
-            "near_places": [[places[a], places[b]] for a, b in first.items() if repeats[a] == NEAR][:5],
+            "exact_places": pairs(places, exact, same),
+            "near_places": pairs(places, near[nearly], first[nearly]),
         }
-    contaminated = np.zeros(len(examples), bool)
     if benchmarks:
         asked = [question for path in benchmarks for question in read_questions(path)]
-        say(f"comparing {len(examples):,} examples with {len(asked):,} benchmark questions")
-        matches = find_matches(examples, asked)
+        say(f"comparing {len(table):,} examples with {len(asked):,} benchmark questions")
+        matches = find_matches(Examples(table), asked)
         contaminated[[match.example for match in matches]] = True
         report["contamination"] = {
             "benchmarks": Counter(question.benchmark for question in asked),
             "examples": int(contaminated.sum()),
             "matches": [asdict(match) | {"example": places[match.example]} for match in matches],
         }
-    own = [number_of(question) for question in questions]
-    columns = {
-        "question": pa.array([example.question for example in examples], pa.large_string()),
-        "reasoning": pa.array([example.reasoning for example in examples], pa.large_string()),
-        "answer": pa.array([example.answer for example in examples], pa.large_string()),
-        "place": pa.array(places, pa.large_string()),
-        "source": pa.array(origins, pa.uint16()),
-        "digest": pa.array([digest(example) for example in examples], pa.binary(32)),
-        "group": pa.array([own[first.get(number, number)] for number in range(len(examples))], pa.uint64()),
-        "repeats": pa.array(repeats),
-        "contaminated": pa.array(contaminated),
-    }
-    return with_report(pa.table(columns), report)
+    table = table.select([*PARTS, "place", "source", "digest"])
+    for name, column in (("group", group), ("repeats", repeats), ("contaminated", contaminated)):
+        table = table.append_column(name, pa.array(column))
+    return with_report(table, report)
+
+
+Read = tuple[Example, str, int]  # an example, its place, and the index of its source
+
+
+def read_sources(config: DataConfig, found: Found, say: Say) -> Iterator[Read]:
+    """The examples of all tables, also those that turn out to be `found.void`. Raises ConfigError as `read_corpus`."""
+    count = 0
+    for origin, (source, setting) in enumerate(zip(config.sources(), settings(config), strict=True)):
+        say(f"reading {source.path}")
+        for label, table in labelled_tables(source, setting, found.rows):
+            ways = readings(table, source.columns, config.format, config.max_field_chars, label)
+            for reading, checked in ways:
+                start = count
+                for number, example in checked:
+                    count += 1
+                    yield example, f"{label}:{number}", origin
+                if not reading.holds:
+                    found.void.append((start, count))
+            found.rows[label] = reading.rows
+            found.rejects.update(reading.rejects)
+            if reading.unread:
+                found.columns_not_read[label] = sorted(reading.unread)
+
+
+def batches_of(read: Iterator[Read]) -> Iterator[pa.RecordBatch]:
+    """Examples as record batches of the schema READ."""
+    while members := list(itertools.islice(read, AT_ONCE)):
+        examples, places, origins = zip(*members, strict=True)
+        questions = [normal(example.question) for example in examples]
+        hashes = [hashlib.sha256(question.encode()) for question in questions]
+        own = [int.from_bytes(one.digest()[:8], "big") for one in hashes]
+        for one, example in zip(hashes, examples, strict=True):
+            one.update(b"\0" + normal(example.answer).encode())  # a text holds none
+        columns = {
+            **{name: [getattr(example, name) for example in examples] for name in PARTS},
+            "place": places,
+            "source": origins,
+            "digest": [digest(example) for example in examples],
+            "normal": questions,
+            "own": own,
+            "pair": [one.digest()[:16] for one in hashes],
+        }
+        yield pa.RecordBatch.from_pydict(columns, READ)
+
+
+def without(table: pa.Table, spans: Sequence[tuple[int, int]]) -> pa.Table:
+    """The table but for some spans of rows, which come in order."""
+    starts, ends = [0, *(end for _, end in spans)], [*(start for start, _ in spans), len(table)]
+    return pa.concat_tables([table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)])
+
+
+def comparable_questions(table: pa.Table) -> Texts:
+    """Questions, made alike in writing and without what many begin with."""
+    questions = Texts(table["question"])
+    cuts = preambles(len(questions), lambda: iter(questions))
+    if not cuts.any():
+        return Texts(table["normal"])
+    cores = (normal(text[cut:]) if cut else known
+             for text, cut, known in zip(questions, cuts, Texts(table["normal"]), strict=True))  # fmt: skip
+    schema = pa.schema({"core": pa.large_string()})
+    parts = iter(lambda: list(itertools.islice(cores, AT_ONCE)), [])
+    return Texts(on_disk(schema, (pa.RecordBatch.from_pydict({"core": part}, schema) for part in parts))["core"])
+
+
+def pairs(places: Texts, repeats: NDArray[np.int64], firsts: NDArray[np.int64]) -> list[list[str]]:
+    """Where the first few repeats stand, and what they repeat."""
+    return [[places[one], places[other]] for one, other in zip(repeats[:SHOWN].tolist(), firsts.tolist(), strict=False)]
 
 
 def settings(config: DataConfig) -> list[str]:
@@ -244,26 +365,34 @@ def files_not_read(config: DataConfig, benchmarks: Sequence[str]) -> dict[str, s
     return skipped
 
 
-def labelled_tables(source: Mixed, setting: str, taken: Container[str]) -> Iterable[tuple[str, Sequence[Row]]]:
-    """The tables of a source with the names that row numbers are given under: the shortest that is not `taken`."""
+def labelled_tables(
+    source: Mixed, setting: str, taken: Container[str]
+) -> Iterable[tuple[str, Callable[[], Iterator[Row]]]]:
+    """The tables of a source, each giving its rows anew when it is called.
+
+    They come with the names that row numbers are given under: the shortest that is not `taken`.
+    """
     if not is_local(source.path):
-        yield source.path, list(read_hub(source.path, source.name, source.revision, setting=setting))
+        yield source.path, partial(read_hub, source.path, source.name, source.revision, setting=setting)
         return
     for file in files_of(source.path, setting):
         within = file.relative_to(source.path) if Path(source.path).is_dir() else Path()
         label = visible(file.name if within == Path() else str(within))
-        yield visible(str(file)) if label in taken else label, read_file(file, setting)
+        yield visible(str(file)) if label in taken else label, partial(rows_of_file, file, setting)
 
 
-def cases(config: DataConfig) -> list[Example]:
+def cases(config: DataConfig, found: Found) -> Iterator[Read]:
     """Rule-made cases. Raises ConfigError for an unknown kind and for more cases than there are."""
     unknown = sorted(set(config.case_kinds or []) - set(KINDS))
     if unknown:
         raise ConfigError(f"data.case_kinds: no kind {unknown[0]!r}; known: {', '.join(KINDS)}")
     try:
-        return generate_cases(config.cases, config.seed, config.case_kinds)
+        made = generate_cases(config.cases, config.seed, config.case_kinds)
     except ValueError as error:  # more than there are, or no kind named
         raise ConfigError(f"data.cases={config.cases}: {error}") from error
+    found.rows["clinical_cases"] = len(made)
+    for number, example in enumerate(made, 1):
+        yield example, f"case:{number}", 0
 
 
 def digest(example: Example) -> bytes:
@@ -298,7 +427,8 @@ def split_corpus(corpus: Corpus, config: DataConfig) -> Split:
     if config.decontaminate is Decontaminate.drop:
         leave_out("shares text with a benchmark", corpus.column("contaminated"))
 
-    place = np.array([position(config.seed, group) for group in corpus.column("group").tolist()])
+    groups = map(int, corpus.column("group"))
+    place = np.fromiter((position(config.seed, group) for group in groups), float, len(corpus))
     held_out = np.flatnonzero(kept & (place < config.validation_share))
     validation = held_out[np.argsort(place[held_out], kind="stable")][: config.max_validation_rows]
     train = weigh(np.flatnonzero(kept & (place >= config.validation_share)), corpus, config)
@@ -317,8 +447,7 @@ def weigh(indices: NDArray[np.int64], corpus: Corpus, config: DataConfig) -> NDA
     weight = weights[corpus.column("source")[indices]]
     if np.all(weight == 1):
         return indices
-    digests = corpus.table["digest"].take(pa.array(indices)).to_pylist()
-    chance = np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in digests])
+    chance = cells(corpus.table["digest"])[indices, :8].copy().view(">u8")[:, 0] / 2**64
     return np.repeat(indices, np.floor(weight).astype(int) + (chance < weight % 1))
 
 

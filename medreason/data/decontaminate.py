@@ -19,8 +19,10 @@ of 32 that begins at a multiple of 32; so only those blocks are looked up, and t
                             one whole block lies inside
 """
 
+import itertools
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +31,14 @@ import numpy as np
 from medreason.config import ConfigError
 from medreason.data.folders import files_of, table_name, to_ask
 from medreason.data.layouts import QUESTIONS
-from medreason.data.normalize import folded, normal, without_preamble, words
+from medreason.data.normalize import folded, normal, preambles, words
 from medreason.data.sources import content_digest, is_local, read_file, read_hub
 from medreason.models.prompts import Example
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
 BOILERPLATE = 4  # benchmark questions that share a run
-QUESTIONS_AT_ONCE = 256  # compared with all examples: 256 x 80,000 similarities are 160 MB
+QUESTIONS_AT_ONCE, EXAMPLES_AT_ONCE = 256, 4096  # compared at once: 4 MB of similarities
+WORDS_AT_ONCE = 1 << 20  # counted before they are merged with those before
 
 
 @dataclass(frozen=True)
@@ -90,80 +93,172 @@ def read_questions(path: str, setting: str = "data.benchmarks") -> list[Question
     return questions
 
 
-def find_matches(examples: Sequence[Example], questions: Sequence[Question]) -> list[Match]:
+def find_matches(examples: Collection[Example], questions: Sequence[Question]) -> list[Match]:
     """Every pair of an example and a benchmark's question that share text, by the first rule that finds it.
 
     Runs are looked for in an example's question, reasoning and answer; the other rules compare question with question.
+    Examples are gone through several times, and none is kept.
     """
     asked = [normal(question.text) for question in questions]
     asked_words = [words(text) for text in asked]
-    own = [words(normal(core)) for core in without_preamble([example.question for example in examples])]
-    texts = [normal("\n".join((e.question, e.reasoning, e.answer))) for e in examples]
+    cuts = preambles(len(examples), lambda: (example.question for example in examples))
+    same, rarity = SameWords(asked_words), Rarity(asked_words)
+    runs_of_words, runs_of_characters = SharedRuns(asked_words, WORDS), SharedRuns(asked, CHARACTERS)
+    for number, (example, cut) in enumerate(zip(examples, cuts, strict=True)):
+        own = words(normal(example.question[cut:]))
+        same.look(number, own)
+        rarity.count(own)
+        text = normal("\n".join((example.question, example.reasoning, example.answer)))
+        runs_of_words.look(number, words(text))
+        runs_of_characters.look(number, text)
+    again = (words(normal(example.question[cut:])) for example, cut in zip(examples, cuts, strict=True))
     rules = {
-        "same question": same_questions(own, asked_words),
-        f"{WORDS} words": shared_runs((words(text) for text in texts), asked_words, WORDS),
-        f"{CHARACTERS} characters": shared_runs(texts, asked, CHARACTERS),
-        "reworded": reworded(own, asked_words),
+        "same question": same.pairs,
+        f"{WORDS} words": runs_of_words.pairs(),
+        f"{CHARACTERS} characters": runs_of_characters.pairs(),
+        "reworded": reworded(again, asked_words, rarity),
     }
     matches: dict[tuple[int, int], Match] = {}
     for rule, pairs in rules.items():
         holders = Counter(shared for _, shared in {(number, shared) for _, number, shared in pairs})
-        for example, number, shared in pairs:
+        for place, number, shared in pairs:
             question = questions[number]
             text = shared if isinstance(shared, str) else " ".join(shared)
             stock = rule.endswith(("words", "characters")) and holders[shared] >= BOILERPLATE
-            match = Match(example, question.benchmark, question.id, rule, text, stock)
-            matches.setdefault((example, number), match)
+            match = Match(place, question.benchmark, question.id, rule, text, stock)
+            matches.setdefault((place, number), match)
     return sorted(matches.values(), key=lambda match: (match.boilerplate, match.example, match.benchmark, match.id))
 
 
 Pairs = list[tuple[int, int, Any]]  # example, question, what they share
+Words = tuple[str, ...]
 
 
-def same_questions(own: Sequence[tuple[str, ...]], asked: Sequence[tuple[str, ...]]) -> Pairs:
+class SameWords:
     """Pairs whose questions have the same words in the same order."""
-    numbers: dict[tuple[str, ...], list[int]] = {}
-    for number, parts in enumerate(asked):
-        numbers.setdefault(parts, []).append(number)
-    return [(example, number, parts) for example, parts in enumerate(own) for number in numbers.get(parts, ())]
+
+    def __init__(self, asked: Sequence[Words]) -> None:
+        self.pairs: Pairs = []
+        self.numbers: dict[Words, list[int]] = {}
+        for number, parts in enumerate(asked):
+            self.numbers.setdefault(parts, []).append(number)
+
+    def look(self, example: int, own: Words) -> None:
+        self.pairs += [(example, number, own) for number in self.numbers.get(own, ())]
 
 
-def reworded(own: Sequence[tuple[str, ...]], asked: Sequence[tuple[str, ...]]) -> Pairs:
-    """Pairs whose questions are alike in their words, each counted once and weighted by its rarity in both sets."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+class Rarity:
+    """In how many questions, ours and the benchmarks', each word stands: 16 bytes a word, known by its hash."""
 
-    vectorizer = TfidfVectorizer(analyzer=lambda parts: parts, binary=True, dtype=np.float32)
-    vectors = vectorizer.fit_transform([*own, *asked])
-    ours, theirs = vectors[: len(own)], vectors[len(own) :]
+    def __init__(self, asked: Sequence[Words]) -> None:
+        self.questions = 0
+        self.words = self.counts = np.empty(0, np.int64)  # hashes in order; questions that hold the word
+        self.pending = array("q")
+        self.columns: dict[str, int] = {}  # words of benchmarks, the only ones that can be shared, as they are met
+        self.unmet = {word for parts in asked for word in parts}
+
+    def count(self, parts: Words) -> None:
+        self.questions += 1
+        self.pending.extend(map(hash, set(parts)))
+        if not self.unmet.isdisjoint(parts):
+            for word in parts:
+                if word in self.unmet:
+                    self.unmet.remove(word)
+                    self.columns[word] = len(self.columns)
+        if len(self.pending) >= WORDS_AT_ONCE:
+            self.merge()
+
+    def merge(self) -> None:
+        found, counts = np.unique(np.array(self.pending, np.int64), return_counts=True)
+        self.words, places = np.unique(np.concatenate([self.words, found]), return_inverse=True)
+        counts = np.concatenate([self.counts, counts])
+        self.counts = np.bincount(places, counts, len(self.words)).astype(np.int64)
+        self.pending = array("q")
+
+
+def reworded(own: Iterable[Words], asked: Sequence[Words], rarity: Rarity) -> Pairs:
+    """Pairs whose questions are alike in their words, each counted once and weighted by its rarity in both sets.
+
+    The cosine of TF-IDF as scikit-learn defines it (smooth, in float32), of so many at a time. `rarity` has counted
+    `own`.
+    """
+    for parts in asked:
+        rarity.count(parts)
+    vectors = Vectors(rarity)
+    theirs = [vectors(asked[start : start + QUESTIONS_AT_ONCE]).T.tocsr()
+              for start in range(0, len(asked), QUESTIONS_AT_ONCE)]  # fmt: skip
     pairs: Pairs = []
-    for start in range(0, len(asked), QUESTIONS_AT_ONCE):
-        alike = (ours @ theirs[start : start + QUESTIONS_AT_ONCE].T).toarray()
-        found = np.argwhere(alike >= REWORDED)
-        pairs += [(int(example), start + int(number), asked[start + number]) for example, number in found]
+    own = iter(own)
+    first = 0
+    while members := list(itertools.islice(own, EXAMPLES_AT_ONCE)):
+        ours = vectors(members)
+        for block, their in enumerate(theirs):
+            found = np.argwhere((ours @ their).toarray() >= REWORDED)
+            numbers = found[:, 1] + block * QUESTIONS_AT_ONCE
+            pairs += [(first + int(place), number, asked[number])
+                      for place, number in zip(found[:, 0], numbers.tolist(), strict=True)]  # fmt: skip
+        first += len(members)
     return pairs
 
 
-def shared_runs(texts: Iterable[Any], questions: Sequence[Any], length: int) -> Pairs:
+class Vectors:
+    """Questions as vectors of length 1, (questions, words of benchmarks) float32: words of ours alone are left out."""
+
+    def __init__(self, rarity: Rarity) -> None:
+        rarity.merge()
+        self.words, self.width = rarity.words, len(rarity.columns)
+        counts = rarity.counts.astype(np.float32)
+        self.weights = np.log(np.float32(rarity.questions + 1) / (counts + 1)) + 1
+        self.columns = np.full(len(self.words), -1)
+        own = np.fromiter(map(hash, rarity.columns), np.int64, self.width)
+        self.columns[np.searchsorted(self.words, own)] = np.arange(self.width)
+
+    def __call__(self, questions: Sequence[Words]) -> Any:
+        from scipy.sparse import csr_array
+
+        each = [dict.fromkeys(parts) for parts in questions]
+        rows = np.repeat(np.arange(len(each)), np.fromiter(map(len, each), np.int64, len(each)))
+        places = np.searchsorted(self.words, np.fromiter((hash(word) for parts in each for word in parts), np.int64))
+        weights = self.weights[places]
+        lengths = np.sqrt(np.bincount(rows, weights * weights, len(each)))
+        known = self.columns[places] >= 0
+        values = (weights[known] / lengths[rows[known]]).astype(np.float32)
+        ends = np.cumsum(np.bincount(rows[known], minlength=len(each)))
+        found = csr_array((values, self.columns[places][known], [0, *ends]), shape=(len(each), self.width))
+        found.sort_indices()  # so that sums are rounded alike whatever the batch
+        return found
+
+
+class SharedRuns:
     """Pairs that have `length` items in a row in common, with the first such run.
 
     Items are a string's characters or a tuple's words.
     """
-    block = (length + 1) // 2
-    # hashes, not the slices themselves: a benchmark has millions of them; a chance hit is found out below
-    blocks = {hash(q[start : start + block]) for q in questions for start in range(len(q) - block + 1)}
-    runs = {hash(q[start : start + length]) for q in questions for start in range(len(q) - length + 1)}
-    holders: dict[Any, list[int]] = {}  # run -> texts that hold it
-    for number, text in enumerate(texts):
+
+    def __init__(self, questions: Sequence[Any], length: int) -> None:
+        self.questions, self.length, self.block = questions, length, (length + 1) // 2
+        # hashes, not the slices themselves: a benchmark has millions of them; a chance hit is found out below
+        self.blocks = self.hashes(self.block)
+        self.runs = self.hashes(length)
+        self.holders: dict[Any, list[int]] = {}  # run -> examples that hold it
+
+    def hashes(self, length: int) -> set[int]:
+        return {hash(q[start : start + length]) for q in self.questions for start in range(len(q) - length + 1)}
+
+    def look(self, example: int, text: Any) -> None:
+        length, block = self.length, self.block
         for at in range(0, len(text) - block + 1, block):
-            if hash(text[at : at + block]) in blocks:
+            if hash(text[at : at + block]) in self.blocks:
                 for start in range(max(0, at + block - length), min(at, len(text) - length) + 1):
                     run = text[start : start + length]
-                    if hash(run) in runs:
-                        holders.setdefault(run, []).append(number)
-    first: dict[tuple[int, int], Any] = {}
-    for number, question in enumerate(questions if holders else ()):
-        for start in range(len(question) - length + 1):
-            run = question[start : start + length]
-            for text_number in holders.get(run, ()):
-                first.setdefault((text_number, number), run)
-    return [(text_number, number, run) for (text_number, number), run in first.items()]
+                    if hash(run) in self.runs:
+                        self.holders.setdefault(run, []).append(example)
+
+    def pairs(self) -> Pairs:
+        first: dict[tuple[int, int], Any] = {}
+        for number, question in enumerate(self.questions if self.holders else ()):
+            for start in range(len(question) - self.length + 1):
+                run = question[start : start + self.length]
+                for example in self.holders.get(run, ()):
+                    first.setdefault((example, number), run)
+        return [(example, number, run) for (example, number), run in first.items()]

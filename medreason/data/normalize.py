@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
 
 # a Chinese character counts as a word: nothing parts the words there
 WORD = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
@@ -17,20 +19,34 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def without_preamble(texts: Sequence[str]) -> list[str]:
-    """Texts without the paragraphs that many of them begin with: a system text, an instruction.
+def preambles(count: int, texts: Callable[[], Iterable[str]]) -> NDArray[np.int32]:
+    """Characters of each of so many texts that are paragraphs with which many begin: a system text, an instruction.
 
-    With them, questions that have nothing else in common would seem nearly the same.
+    With them, questions that have nothing else in common would seem nearly the same. `texts` gives the texts anew.
     """
-    texts = list(texts)
+    cuts = np.zeros(count, np.int32)
     for _ in range(PREAMBLE_PARAGRAPHS):
-        heads = [text.partition("\n\n")[0] for text in texts]
-        shared = {head for head, count in Counter(heads).items() if count >= max(MANY, SHARE * len(texts))}
-        cut = [text.partition("\n\n")[2] if head in shared else "" for head, text in zip(heads, texts, strict=True)]
-        if not any(cut):
+        # hashes, not the paragraphs: most texts have a single one, which is all of it
+        hashes = (hash(head(text, int(cut))) for text, cut in zip(texts(), cuts, strict=True))
+        heads = np.fromiter(hashes, np.int64, count)
+        found, counts = np.unique(heads, return_counts=True)
+        shared = np.isin(heads, found[counts >= max(MANY, SHARE * count)])
+        if not shared.any():
             break
-        texts = [rest or text for rest, text in zip(cut, texts, strict=True)]
-    return texts
+        before = cuts.copy()
+        for place, text in enumerate(texts()):
+            begins = int(cuts[place]) + len(head(text, int(cuts[place]))) + 2
+            if shared[place] and begins < len(text):
+                cuts[place] = begins
+        if np.array_equal(before, cuts):
+            break
+    return cuts
+
+
+def head(text: str, start: int) -> str:
+    """The paragraph of a text that begins there."""
+    end = text.find("\n\n", start)
+    return text[start:] if end < 0 else text[start:end]
 
 
 def words(text: str) -> tuple[str, ...]:

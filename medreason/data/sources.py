@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from medreason.config import ConfigError, DataConfig
+from medreason.core.disk import disk_full
 from medreason.data.folders import PATH, Wanted, files_of, table_kind, to_learn, visible
 from medreason.data.tables import Row, read_table
 
@@ -72,15 +73,26 @@ def unreachable(path: str, setting: str, error: Exception) -> ConfigError:
 
 def read_file(file: Path, setting: str = PATH) -> list[Row]:
     """Every row of a table. Raises ConfigError for a file that is not of its kind at all."""
+    return list(rows_of_file(file, setting))
+
+
+def rows_of_file(file: Path, setting: str = PATH) -> Iterator[Row]:
+    """Every row of a table, one after another.
+
+    Raises ConfigError, at the latest after the last row, for a file that is not of its kind at all.
+    """
+    row: Row | None = None
     try:
-        rows = read_table(file)
+        for row in read_table(file):
+            yield row
     except Exception as error:  # each parser raises its own
+        if disk_full(error):
+            raise
         said = visible(str(error)).splitlines()[0] if str(error) else type(error).__name__
         kind = str(table_kind(file)).removeprefix(".")
         raise ConfigError(f"{setting}={visible(str(file))}: not a readable {kind} file ({said})") from error
-    if not rows:
+    if row is None:
         raise ConfigError(f"{setting}={visible(str(file))}: no rows")
-    return rows
 
 
 def read_hub(

@@ -10,24 +10,30 @@ Anything else raises ValueError with what it is.
 
 import bz2
 import codecs
+import contextlib
 import csv
 import gzip
 import io
 import itertools
 import json
 import lzma
+import mmap
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from medreason.data.folders import COMPRESSED, SAVED, table_kind, visible
+from medreason.core.cache import unnamed_file
+from medreason.data.folders import SAVED, table_kind, visible
 
 # A row's number (from 1; in JSONL its line) and its cells, or what kept it from being read.
 Row = tuple[int, dict[str, Any] | str]
 
 HEAD = 1 << 20  # bytes that tell what a file is
+BATCH = 1000  # rows of an Arrow table that are made Python's at a time
 SEPARATORS = ",;\t|"
+NOT_BLANK = re.compile(r"[^ \t\n\r]")  # to JSON
 # what people name .csv or .json by mistake, or get from a download that failed
 OTHERS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the rows themselves: run `git lfs pull` where it was cloned"),
@@ -44,25 +50,30 @@ WRAPPERS = ("data", "rows", "records", "examples", "items", "instances", "sample
 SINGLE = ("role", "from")  # keys of a turn: a list of turns is a chat, not a table
 
 
-def read_table(file: Path) -> list[Row]:
-    """Every row of a table. Raises ValueError, or what a parser raises, for a file that is not one."""
+def read_table(file: Path) -> Iterator[Row]:
+    """The rows of a table, one after another; memory holds few, but for JSON documents other than lists.
+
+    Raises ValueError, or what a parser raises, for a file that is not one, at the latest after its last row.
+    """
     kind = table_kind(file)
     if kind == SAVED:
-        return read_saved(file)
+        yield from read_saved(file)
+        return
     with opened(file) as stream:
         head = stream.read(HEAD)
         stream.seek(0)
         if head.startswith(b"PAR1"):
-            return read_parquet(file, stream)
-        if kind == ".arrow":
-            return read_arrow(stream)
-        if other := what_it_is(file, head):
+            yield from read_parquet(stream)
+        elif kind == ".arrow":
+            yield from read_arrow(stream)
+        elif other := what_it_is(file, head):
             raise ValueError(other)
-        if kind == ".parquet":
+        elif kind == ".parquet":
             raise ValueError("its bytes are not Parquet's")
-        if kind in (".csv", ".tsv") and not re.match(rb"(\xef\xbb\xbf)?\s*\{", head):
-            return list(read_csv(as_text(stream, head, newline=""), kind))
-        return read_json(as_text(stream, head, newline="\n"))
+        elif kind in (".csv", ".tsv") and not re.match(rb"(\xef\xbb\xbf)?\s*\{", head):
+            yield from read_csv(as_text(stream, head, newline=""), kind)
+        else:
+            yield from read_json(as_text(stream, head, newline="\n"))
 
 
 def opened(file: Path) -> IO[bytes]:
@@ -79,8 +90,31 @@ def opened(file: Path) -> IO[bytes]:
         import pyarrow
 
         with pyarrow.OSFile(str(file)) as packed, pyarrow.CompressedInputStream(packed, "zstd") as stream:
-            return io.BytesIO(stream.read())
+            return unpacked(stream)
     return file.open("rb")
+
+
+def unpacked(stream: IO[bytes]) -> IO[bytes]:
+    """What a stream holds, on the disk (in memory where no file can be made), so that one can go to any place in it."""
+    try:
+        file = unnamed_file()
+    except OSError:
+        return io.BytesIO(stream.read())
+    writer = io.BufferedWriter(file)
+    shutil.copyfileobj(stream, writer, HEAD)
+    writer.detach()
+    file.seek(0)
+    return io.BufferedReader(file)
+
+
+def content_of(stream: IO[bytes]) -> Any:
+    """A stream's content for Arrow, mapped from the disk."""
+    import pyarrow
+
+    if not (isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO)):
+        stream = unpacked(stream)
+    in_memory = isinstance(stream, io.BytesIO)
+    return pyarrow.py_buffer(stream.read() if in_memory else mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def what_it_is(file: Path, head: bytes) -> str | None:
@@ -103,34 +137,41 @@ def what_it_is(file: Path, head: bytes) -> str | None:
     return None
 
 
-def read_saved(folder: Path) -> list[Row]:
+def read_saved(folder: Path) -> Iterator[Row]:
     """Rows of a folder that datasets.save_to_disk wrote."""
     from datasets import disable_progress_bars, load_from_disk
 
     disable_progress_bars()
-    return list(enumerate(load_from_disk(str(folder)), 1))
+    yield from enumerate(load_from_disk(str(folder)), 1)
 
 
-def read_parquet(file: Path, stream: IO[bytes]) -> list[Row]:
+def read_parquet(stream: IO[bytes]) -> Iterator[Row]:
     import pyarrow.parquet
 
-    whole = io.BytesIO(stream.read()) if file.suffix.lower() in COMPRESSED else stream
-    table = pyarrow.parquet.ParquetFile(whole).read()
-    refuse_twins(table.column_names)
-    return list(enumerate(table.to_pylist(), 1))
+    table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(content_of(stream)))
+    refuse_twins(table.schema_arrow.names)
+    yield from enumerate(rows_in(table.iter_batches(BATCH)), 1)
 
 
-def read_arrow(stream: IO[bytes]) -> list[Row]:
+def read_arrow(stream: IO[bytes]) -> Iterator[Row]:
     """Rows of an Arrow file, in either of its forms."""
     import pyarrow
 
-    content = pyarrow.py_buffer(stream.read())
+    content = content_of(stream)
     try:
-        table = pyarrow.ipc.open_file(content).read_all()
+        table = pyarrow.ipc.open_file(content)
+        batches = map(table.get_batch, range(table.num_record_batches))
     except pyarrow.ArrowInvalid:
-        table = pyarrow.ipc.open_stream(content).read_all()
-    refuse_twins(table.column_names)
-    return list(enumerate(table.to_pylist(), 1))
+        batches = table = pyarrow.ipc.open_stream(content)
+    refuse_twins(table.schema.names)
+    yield from enumerate(rows_in(batches), 1)
+
+
+def rows_in(batches: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """The rows of Arrow's batches, which may be as large as the file."""
+    for batch in batches:
+        for start in range(0, batch.num_rows, BATCH):
+            yield from batch.slice(start, BATCH).to_pylist()
 
 
 def refuse_twins(names: Sequence[str]) -> None:
@@ -249,8 +290,13 @@ def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 DECODER = json.JSONDecoder(object_pairs_hook=json_object)
 
 
-def read_json(text: io.TextIOWrapper) -> list[Row]:
+def read_json(text: io.TextIOWrapper) -> Iterator[Row]:
     """Rows of JSON lines, of objects printed over several lines, or of one document."""
+    if is_list(text):
+        text.seek(0)
+        yield from numbered(elements(text, DECODER))
+        return
+    text.seek(0)
     lines = iter(text)
     before = 0
     for first in lines:
@@ -258,24 +304,82 @@ def read_json(text: io.TextIOWrapper) -> list[Row]:
         if first.strip():
             break
     else:
-        return []
+        return
     content = parsed(first)
+    rows: Iterable[Row]
     if content is None and first.lstrip().startswith(("{", "[")):
         whole = first + "".join(lines)
         try:
-            return numbered(rows_of(DECODER.decode(whole)))
+            document = DECODER.decode(whole)
         except json.JSONDecodeError:
             if first.lstrip().startswith("["):
                 raise
-        rows = objects(whole, before) if spread(whole) else from_lines(whole.split("\n"), before)
+            rows = objects(whole, before) if spread(whole) else from_lines(whole.split("\n"), before)
+        else:
+            yield from numbered(rows_of(document))
+            return
     else:
         if content is not None and not any(line.strip() for line in lines):
-            return numbered(rows_of(content))
+            yield from numbered(rows_of(content))
+            return
         text.seek(0)
         rows = from_lines(text, 1)
-    if rows and all(cells == "not JSON" for _, cells in rows):
+    cells: Any = None
+    sound = False
+    for number, cells in rows:
+        sound = sound or cells != "not JSON"
+        yield number, cells
+    if cells is not None and not sound:
         raise ValueError(f"no line is JSON{not_json(first)}")
-    return rows
+
+
+def is_list(text: IO[str]) -> bool:
+    """Whether a text is a JSON list of anything but lists, which would be cells without names, and nothing else."""
+    try:
+        kinds = {type(element) for element in elements(text, json.JSONDecoder())}
+    except (ValueError, RecursionError):
+        return False
+    return kinds != {list}
+
+
+def elements(text: IO[str], decoder: json.JSONDecoder) -> Iterator[Any]:
+    """The elements of a JSON list, one after another. Raises ValueError for any other text."""
+    held, at = "", 0  # a part of the text, and how far in it we are
+
+    def mark() -> str:
+        """The next character that is not blank, "" at the end."""
+        nonlocal held, at
+        while (found := NOT_BLANK.search(held, at)) is None:
+            held, at = text.read(HEAD), 0
+            if not held:
+                return ""
+        at = found.start()
+        return found[0]
+
+    if mark() != "[":
+        raise ValueError("no list")
+    at += 1
+    more = mark() != "]"
+    while more:
+        while True:
+            with contextlib.suppress(ValueError):
+                element, end = decoder.raw_decode(held, at)
+                if end < len(held):  # else 12 may be the beginning of 123
+                    break
+            following = text.read(max(HEAD, len(held)))
+            if not following:
+                raise ValueError("cut")
+            held, at = held[at:] + following, 0
+        at = end
+        yield element
+        if mark() not in (",", "]"):
+            raise ValueError("neither , nor ]")
+        more = held[at] == ","
+        at += 1
+        if more:
+            mark()
+    if mark():
+        raise ValueError("more after the list")
 
 
 def not_json(first: str) -> str:
@@ -295,9 +399,9 @@ def parsed(text: str) -> Any:
         return None
 
 
-def from_lines(lines: Iterable[str], start: int) -> list[Row]:
+def from_lines(lines: Iterable[str], start: int) -> Iterator[Row]:
     """A row for each line that is not blank; a broken line is a broken row."""
-    return [(number, cells_of(parsed(line))) for number, line in enumerate(lines, start) if line.strip()]
+    return ((number, cells_of(parsed(line))) for number, line in enumerate(lines, start) if line.strip())
 
 
 def spread(whole: str) -> bool:
@@ -309,12 +413,11 @@ def spread(whole: str) -> bool:
     return True
 
 
-def objects(whole: str, start: int) -> list[Row]:
+def objects(whole: str, start: int) -> Iterator[Row]:
     """A row for each object, however printed; its number is the line on which it begins.
 
     After a broken one the next that begins a line is looked for.
     """
-    rows: list[Row] = []
     at, number = 0, start
     while (begin := re.compile(r"[^\s,]").search(whole, at)) is not None:
         number += whole.count("\n", at, begin.start())
@@ -322,16 +425,15 @@ def objects(whole: str, start: int) -> list[Row]:
             content, end = DECODER.raw_decode(whole, begin.start())
         except ValueError:
             content, end = None, whole.find("\n{", begin.start())
-        rows.append((number, cells_of(content)))
+        yield number, cells_of(content)
         if end == -1:
             break
         number += whole.count("\n", begin.start(), end)
         at = end
-    return rows
 
 
-def numbered(rows: Iterable[Any]) -> list[Row]:
-    return [(number, cells_of(row)) for number, row in enumerate(rows, 1)]
+def numbered(rows: Iterable[Any]) -> Iterator[Row]:
+    return ((number, cells_of(row)) for number, row in enumerate(rows, 1))
 
 
 def cells_of(content: Any) -> dict[str, Any] | str:

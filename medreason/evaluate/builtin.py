@@ -5,7 +5,9 @@ clinical_cases   20 cases of each kind that the run was taught (of every kind, w
 held_out         the run's own held-out rows: loss and perplexity, or with method=generate the shape of its answers
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
 
 from medreason.config import ConfigError, DataConfig, Source
 from medreason.data.benchmarks import Kind, Question, Task, make_task
@@ -39,9 +41,9 @@ def taught_kinds(data: DataConfig) -> tuple[str, ...]:
     return tuple(taught or KINDS)
 
 
-def learned(split: Split) -> list[Example]:
+def learned(split: Split) -> Sequence[Example]:
     """The examples that a run was trained on, each once."""
-    return split.examples(sorted(set(split.train.tolist())))
+    return split.examples(np.unique(split.train))
 
 
 def held_out(split: Split) -> Iterable[tuple[str, Question]]:
@@ -61,7 +63,7 @@ def clinical_cases(known: set[str], kinds: Sequence[str]) -> Iterable[tuple[str,
                 yield identity, Question(identity, case.question, {}, case.answer, kind, "", case.reasoning)
 
 
-def seen_in_training(task: Task, examples: list[Example]) -> set[str]:
+def seen_in_training(task: Task, examples: Collection[Example]) -> set[str]:
     """Ids of a benchmark's questions that share text with what was learned; stock phrases do not count."""
     asked = [Asked(task.name, question.id, question.question) for question in task.questions]
     return {match.id for match in find_matches(examples, asked) if not match.boilerplate}

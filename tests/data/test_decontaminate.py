@@ -6,7 +6,7 @@ import pytest
 
 from medreason.config import ConfigError
 from medreason.core.json_lines import read_json_lines
-from medreason.data.decontaminate import Question, find_matches, read_questions, shared_runs
+from medreason.data.decontaminate import Question, SharedRuns, find_matches, read_questions
 from medreason.data.normalize import normal, words
 from medreason.models.prompts import Example
 from support import SHARED
@@ -26,14 +26,20 @@ def rule(example: Example, *questions: str) -> list[tuple[str, bool]]:
     return [(match.rule, match.boilerplate) for match in found]
 
 
+def shared_runs(text: str, question: str, length: int) -> list[tuple[int, int]]:
+    runs = SharedRuns([question], length)
+    runs.look(0, text)
+    return [found[:2] for found in runs.pairs()]
+
+
 def test_64_shared_characters_are_found_and_63_are_not() -> None:
     run = STEM[10:74]
     assert len(run) == 64
     noise = "".join(random.Random(0).choices("bcdfghjklmnpqrstvwxz", k=300))
     for start in range(70):  # wherever it begins in the text
         text = noise[:start] + run + noise[start:]
-        assert [found[:2] for found in shared_runs([text], [STEM], 64)] == [(0, 0)], start
-        assert shared_runs([text.replace(run, run[:63])], [STEM], 64) == []
+        assert shared_runs(text, STEM, 64) == [(0, 0)], start
+        assert shared_runs(text.replace(run, run[:63]), STEM, 64) == []
 
 
 @pytest.mark.parametrize("part", ["question", "reasoning", "answer"])
