@@ -3,6 +3,7 @@
 Split --documents--> tokens --fit, packing--> rows --PackedLoader--> PackedBatch
 """
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,9 @@ class PackedLoader:
         `fingerprint` names the data in checkpoints.
         """
         self.documents, self.row_tokens, self.pad_token = documents, row_tokens, pad_token
-        lengths = [len(document) for document in documents]
+        self.lengths = np.fromiter(map(len, documents), np.int32, len(documents))
+        self.targets = np.fromiter((document.targets for document in documents), np.int64, len(documents))
+        lengths = self.lengths.tolist()
         self.rows: Rows = (
             [[index] for index in range(len(lengths))] if row_tokens is None else pack(lengths, row_tokens)
         )
@@ -147,13 +150,13 @@ class PackedLoader:
         """Tokens of all rows of the first epoch, padding included."""
         if self.row_tokens:
             return len(self.rows) * self.row_tokens
-        lengths = [len(self.documents[row]) for row in self.order(0)]
+        lengths = self.lengths[self.order(0)]
         size = self.rows_per_batch
         batches = [lengths[start : start + size] for start in range(0, len(lengths), size)]
-        return sum(len(batch) * max(batch) for batch in batches)
+        return sum(len(batch) * int(batch.max()) for batch in batches)
 
     def count_targets(self, rows: Sequence[int]) -> int:
-        return sum(self.documents[member].targets for row in rows for member in self.rows[row])
+        return sum(int(self.targets[member]) for row in rows for member in self.rows[row])
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "next_batch": self.next_batch} | self.meaning(self.processes)
@@ -216,7 +219,8 @@ class MedicalReasoningData(L.LightningDataModule):
             return
         config, corpus = self.config, self.split.corpus
         documents = read_documents(corpus, self.tokenizer, config.format)
-        marked = control_token_places(documents, self.split)
+        places = corpus.table["place"]
+        marked = [places[index].as_py() for index in np.flatnonzero(~documents.sound).tolist()]
         for place in marked:
             self.rejects.add(CONTROL_TOKEN, place)
         # once for all reasons together: each share may be allowed where their sum is not
@@ -225,7 +229,7 @@ class MedicalReasoningData(L.LightningDataModule):
             self.say(f"skipped {len(marked):,} rows: {CONTROL_TOKEN} ({named(marked[:SHOWN], len(marked))})")
         fingerprint = self.split.fingerprint
         for name, indices in (("train", self.split.train), ("validation", self.split.validation)):
-            found = [document for document in map(documents.__getitem__, indices.tolist()) if document is not None]
+            found = documents.take(indices[documents.sound[indices]])
             fitting = fit(found, config.row_tokens, self.positions, config.too_long)
             self.dropped += len(indices) - len(fitting)
             self.loaders[name] = PackedLoader(
@@ -264,7 +268,7 @@ class MedicalReasoningData(L.LightningDataModule):
     def report(self) -> dict[str, int | float]:
         """What training will see, in documents, rows, tokens."""
         train, validation = self.loaders["train"], self.loaders["validation"]
-        lengths = [len(document) for document in train.documents]
+        tokens = int(train.lengths.sum(dtype=np.int64))
         return {
             "train_documents": len(train.documents),
             "validation_documents": len(validation.documents),
@@ -272,16 +276,16 @@ class MedicalReasoningData(L.LightningDataModule):
             "dropped_documents": self.dropped,
             "truncated_documents": self.truncated(),
             "train_rows": len(train.rows),
-            "train_tokens": sum(lengths),
+            "train_tokens": tokens,
             "train_targets": train.count_targets(range(len(train.rows))),
-            "longest_document": max(lengths),
+            "longest_document": int(train.lengths.max()),
             "row_tokens": train.row_tokens or 0,  # 0: a document a row, padded to its batch
-            "fill": round(sum(lengths) / train.slots(), 4),
+            "fill": round(tokens / train.slots(), 4),
         }
 
     def truncated(self) -> int:
         """Documents that lost their end to the row length."""
-        documents = [document for loader in self.loaders.values() for document in loader.documents]
+        documents = itertools.chain.from_iterable(loader.documents for loader in self.loaders.values())
         return sum(int(document.tokens[-1]) != self.tokenizer.eos_token_id for document in documents)
 
 
@@ -299,9 +303,3 @@ def prepare(config: TrainConfig, split: Split, tokenizer: Any, say: Callable[[st
     )
     data.setup()
     return data
-
-
-def control_token_places(documents: Sequence[Document | None], split: Split) -> list[str]:
-    """Where the rows stand whose text holds a control token of the tokenizer."""
-    places = split.corpus.table["place"]
-    return [places[index].as_py() for index, document in enumerate(documents) if document is None]

@@ -8,12 +8,13 @@ rows.html in DIR.
 import html
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -82,7 +83,7 @@ def show(config: TrainConfig) -> None:
     print_rows_read(console, data.corpus_report(), split.left_out)
     print_matches(console, split)
     print_packing(console, counts)
-    print_lengths(console, [len(document) for document in data.loaders["train"].documents])
+    print_lengths(console, data.loaders["train"].lengths)
     print_rows(console, data, config.data.format, ROWS_SHOWN, SHOWN_CHARACTERS)
     written = "hydra.run.dir=DIR keeps this: a picture, rows in full, every number"
     if folder is not None:
@@ -156,7 +157,7 @@ def print_packing(console: Console, counts: dict[str, int | float]) -> None:
     console.print(table)
 
 
-def print_lengths(console: Console, lengths: Sequence[int], bins: int = 16, width: int = 50) -> None:
+def print_lengths(console: Console, lengths: NDArray[np.int32], bins: int = 16, width: int = 50) -> None:
     """A histogram of document lengths, and where their percentiles lie."""
     counts, edges = np.histogram(lengths, bins=bins)
     console.print("\n[italic]Tokens of a document[/]")
@@ -166,7 +167,7 @@ def print_lengths(console: Console, lengths: Sequence[int], bins: int = 16, widt
     shares = np.percentile(lengths, [5, 50, 95])
     console.print(
         f"  mean {np.mean(lengths):,.0f}; 5% below {shares[0]:,.0f}, half below {shares[1]:,.0f}, "
-        f"95% below {shares[2]:,.0f}; longest {max(lengths):,}\n"
+        f"95% below {shares[2]:,.0f}; longest {lengths.max():,}\n"
     )
 
 
@@ -235,8 +236,7 @@ def draw(data: "MedicalReasoningData", path: Path) -> None:
     """A picture: how long documents are, and how the first rows are packed."""
     plt = pyplot()
     loader = data.loaders["train"]
-    lengths = np.array([len(document) for document in loader.documents])
-    prompts = np.array([document.prompt_tokens for document in loader.documents])
+    lengths, prompts = loader.lengths, loader.lengths - loader.targets
     figure, (histogram, packed) = plt.subplots(2, 1, figsize=(9, 7), height_ratios=(2, 3), layout="constrained")
     edges = np.linspace(0, lengths.max(), 60)
     histogram.hist(lengths, bins=edges, color="#4c78a8", label="document")

@@ -2,18 +2,20 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from medreason.config import ConfigError, Format, TooLong
-from medreason.core.cache import cache_key, cached_table
+from medreason.core.cache import cache_key, cached_table, on_disk
 from medreason.core.progress_line import ProgressLine
-from medreason.data.corpus import Corpus
+from medreason.data.corpus import Corpus, Examples
 from medreason.models import prompts as formats
 from medreason.models.control_tokens import encode as quiet_encode
 from medreason.models.control_tokens import hide
@@ -21,6 +23,7 @@ from medreason.models.prompts import Example, completion_text, prompt_text
 
 AT_ONCE = 512  # examples
 TRIAL = 128  # examples on which a faster tokenizer must agree with the real one
+DOCUMENT = pa.schema({"tokens": pa.large_list(pa.int32()), "prompt_tokens": pa.int32(), "sound": pa.bool_()})
 Tokens = NDArray[np.int32]
 Encode = Callable[[Sequence[str]], list[Tokens]]
 
@@ -40,47 +43,101 @@ class Document:
         return len(self.tokens) - self.prompt_tokens
 
 
-def read_documents(corpus: Corpus, tokenizer: Any, style: Format) -> list[Document | None]:
-    """A document for each example of a corpus, from the cache or made; None where its text holds a control token."""
+class Documents(Sequence[Document]):
+    """Documents that lie on the disk: one is made when it is asked for, its tokens a view of the mapped file.
+
+    Of each, memory holds where it lies (`rows`), how many of its tokens count (`lengths`) and how many of them are
+    read, and whether its text was `sound`, free of control tokens: (documents,) integers.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """A table as `build` makes it."""
+        chunks = [chunk for chunk in table["tokens"].chunks if len(chunk)]
+        self.tokens = [chunk.values.to_numpy() for chunk in chunks]
+        self.starts = [chunk.offsets.to_numpy() for chunk in chunks]
+        self.ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64).tolist()  # of chunks, in rows
+        self.rows = np.arange(table.num_rows)
+        lengths = [np.diff(starts).astype(np.int32) for starts in self.starts]
+        self.lengths = np.concatenate([np.empty(0, np.int32), *lengths])
+        self.prompt_tokens = np.asarray(table["prompt_tokens"])
+        self.sound = np.asarray(table["sound"], bool)
+
+    @classmethod
+    def of(cls, documents: Sequence[Document]) -> "Documents":
+        """Documents that are in memory."""
+        return cls(pa.Table.from_batches([as_batch(documents, [True] * len(documents))]))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Document]: ...
+    def __getitem__(self, index: int | slice) -> Document | list[Document]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        row = int(self.rows[index])
+        chunk = bisect_right(self.ends, row)
+        start = int(self.starts[chunk][row - self.ends[chunk] - 1])  # from the last offset, the chunk's end
+        return Document(self.tokens[chunk][start : start + int(self.lengths[index])], int(self.prompt_tokens[index]))
+
+    @property
+    def targets(self) -> NDArray[np.int32]:
+        """Tokens of each document that are learned."""
+        return np.asarray(self.lengths - self.prompt_tokens)
+
+    def take(self, which: NDArray[Any]) -> "Documents":
+        """Those of some indices, or those of which a mask says so."""
+        taken = copy(self)
+        taken.rows, taken.lengths = self.rows[which], self.lengths[which]
+        taken.prompt_tokens, taken.sound = self.prompt_tokens[which], self.sound[which]
+        return taken
+
+    def cut(self, most: int) -> "Documents":
+        """None longer than so many tokens."""
+        shorter = copy(self)
+        shorter.lengths = np.minimum(self.lengths, np.int32(min(most, np.iinfo(np.int32).max)))
+        return shorter
+
+
+def read_documents(corpus: Corpus, tokenizer: Any, style: Format) -> Documents:
+    """A document for each example of a corpus, from the cache or made; not `sound` where it holds a control token."""
     content = {"corpus": corpus.key, "format": style.value, "tokenizer": tokenizer_digest(tokenizer)}
     key = cache_key(content, __file__, formats.__file__)
-    table = cached_table("documents", key, lambda: build(corpus, tokenizer, style))
-    documents: list[Document | None] = []
-    for part in table.to_batches():
-        tokens, starts = part["tokens"].values.to_numpy(), part["tokens"].offsets.tolist()
-        prompt_tokens, sound = part["prompt_tokens"].tolist(), part["sound"].tolist()
-        documents += [
-            Document(tokens[starts[i] : starts[i + 1]], prompt_tokens[i]) if sound[i] else None
-            for i in range(part.num_rows)
-        ]
-    return documents
+    return Documents(cached_table("documents", key, lambda: build(corpus, tokenizer, style)))
 
 
 def build(corpus: Corpus, tokenizer: Any, style: Format) -> pa.Table:
     """Tokenizes a corpus: columns tokens, prompt_tokens, sound."""
-    encode = fast_encoder(tokenizer, [example.reasoning for example in take(corpus, 0, TRIAL)])
+    examples = Examples(corpus.table)
+    encode = fast_encoder(tokenizer, [example.reasoning for example in examples[:TRIAL]])
     control = control_tokens(tokenizer, style)
     line = ProgressLine()
-    parts = []
-    for start in range(0, len(corpus), AT_ONCE):
-        examples = take(corpus, start, AT_ONCE)
-        documents = tokenize(examples, tokenizer, style, encode)
-        flat = np.concatenate([document.tokens for document in documents])
-        starts = np.cumsum([0, *map(len, documents)])
-        columns = {
-            "tokens": pa.LargeListArray.from_arrays(starts, pa.array(flat)),
-            "prompt_tokens": pa.array([document.prompt_tokens for document in documents], pa.int32()),
-            "sound": pa.array([control(*pair) for pair in zip(documents, examples, strict=True)], pa.bool_()),
-        }
-        parts.append(pa.RecordBatch.from_pydict(columns))
-        line.tell([f"tokenizing  {start + len(examples):,}/{len(corpus):,} examples"])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        left, done = iter(examples), 0
+        while members := list(itertools.islice(left, AT_ONCE)):
+            documents = tokenize(members, tokenizer, style, encode)
+            yield as_batch(documents, [control(*pair) for pair in zip(documents, members, strict=True)])
+            done += len(members)
+            line.tell([f"tokenizing  {done:,}/{len(corpus):,} examples"])
+
+    table = on_disk(DOCUMENT, batches())
     line.end(stands=False)
-    return pa.Table.from_batches(parts)
+    return table
 
 
-def take(corpus: Corpus, start: int, count: int) -> list[Example]:
-    texts = [corpus.table[name].slice(start, count).to_pylist() for name in ("question", "reasoning", "answer")]
-    return [Example(*parts) for parts in zip(*texts, strict=True)]
+def as_batch(documents: Sequence[Document], sound: Sequence[bool]) -> pa.RecordBatch:
+    """Documents as a record batch of the schema DOCUMENT."""
+    flat = np.concatenate([np.empty(0, np.int32), *(document.tokens for document in documents)])
+    starts = np.cumsum([0, *map(len, documents)])
+    columns = {
+        "tokens": pa.LargeListArray.from_arrays(starts, pa.array(flat)),
+        "prompt_tokens": pa.array([document.prompt_tokens for document in documents], pa.int32()),
+        "sound": pa.array(sound, pa.bool_()),
+    }
+    return pa.RecordBatch.from_pydict(columns, DOCUMENT)
 
 
 def tokenize(
@@ -186,28 +243,25 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256("\0".join(whole).encode()).hexdigest()
 
 
-def fit(documents: Sequence[Document], row_tokens: int, positions: int, too_long: TooLong) -> list[Document]:
+def fit(documents: Documents, row_tokens: int, positions: int, too_long: TooLong) -> Documents:
     """The documents that fit a row and the model, by the policy for those that do not; a bare prompt is dropped.
 
     A row may be longer than the `positions` that the model was made for, as they begin anew with each document; a
     document may not. Raises ConfigError under `error` for any too long, and where no document is left.
     """
     most = min(row_tokens, positions)
-    long = [document for document in documents if len(document) > most]
+    long = documents.lengths > most
     limit = f"data.row_tokens={row_tokens}" if row_tokens <= positions else f"the model's {positions} positions"
-    if long and too_long is TooLong.error:
+    if long.any() and too_long is TooLong.error:
         raised = "raise it, or " if row_tokens < positions else ""
         raise ConfigError(
-            f"{len(long)} of {len(documents)} documents exceed {limit} "
-            f"(the longest has {max(map(len, long))} tokens); {raised}set data.too_long=drop or truncate"
+            f"{int(long.sum())} of {len(documents)} documents exceed {limit} "
+            f"(the longest has {documents.lengths.max()} tokens); {raised}set data.too_long=drop or truncate"
         )
     if too_long is TooLong.drop:
-        documents = [document for document in documents if len(document) <= most]
-    cut = [
-        Document(document.tokens[:most], document.prompt_tokens) if len(document) > most else document
-        for document in documents
-    ]
-    kept = [document for document in cut if document.targets > 0]
-    if not kept:
+        documents = documents.take(~long)
+    cut = documents.cut(most)
+    kept = cut.take(cut.targets > 0)
+    if not len(kept):
         raise ConfigError(f"no document fits {limit}; {'raise it' if row_tokens < positions else 'shorten them'}")
     return kept

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import optuna
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -75,8 +74,7 @@ class DocumentLosses(Callback):
         # each process has scored its own share, and holds zeros for the others
         losses = trainer.strategy.reduce(self.losses.to(pl_module.device), reduce_op="sum")
         if trainer.is_global_zero:
-            targets = np.array([document.targets for document in loader_of(trainer).documents])
-            keep_losses(self.run, trainer.global_step, losses.cpu().numpy(), targets)
+            keep_losses(self.run, trainer.global_step, losses.cpu().numpy(), loader_of(trainer).targets)
 
 
 def loader_of(trainer: L.Trainer) -> Any:

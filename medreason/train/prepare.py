@@ -40,7 +40,7 @@ def prepared(
         say(line)
     if resumed is None:
         held_out = len(data.loaders["validation"].documents)
-        for line in describe_few(config, len(loader.rows), total_steps, max(map(len, loader.documents)), held_out):
+        for line in describe_few(config, len(loader.rows), total_steps, int(loader.lengths.max()), held_out):
             say(line)
     return tokenizer, data
 

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from medreason.core.json_lines import read_json_lines
 from medreason.data.corpus import read_corpus
 from medreason.data.tokenization import (
     Document,
+    Documents,
     core_encoder,
     fast_encoder,
     fit,
@@ -25,6 +27,10 @@ from support import SHARED, data_config
 
 def document(length: int, prompt_tokens: int) -> Document:
     return Document(np.arange(length, dtype=np.int32), prompt_tokens)
+
+
+def parts(documents: Sequence[Document]) -> list[tuple[list[int], int]]:
+    return [(one.tokens.tolist(), one.prompt_tokens) for one in documents]
 
 
 def test_documents_are_the_same_from_the_cache_and_made_anew(
@@ -113,10 +119,10 @@ def test_a_fast_encoder_that_differs_is_not_taken(tokenizer: Any, monkeypatch: p
 
 
 def test_a_document_longer_than_a_row_is_treated_as_the_policy_says() -> None:
-    documents = [document(5, 2), document(9, 2), document(9, 8)]
+    documents = Documents.of([document(5, 2), document(9, 2), document(9, 8)])
     with pytest.raises(ConfigError, match=r"2 of 3 documents exceed data.row_tokens=6 \(the longest has 9 tokens\)"):
         fit(documents, 6, 100, TooLong.error)
-    assert fit(documents, 6, 100, TooLong.drop) == documents[:1]
+    assert parts(fit(documents, 6, 100, TooLong.drop)) == parts(documents[:1])
     assert [len(kept) for kept in fit(documents, 6, 100, TooLong.truncate)] == [
         5,
         6,
@@ -126,13 +132,13 @@ def test_a_document_longer_than_a_row_is_treated_as_the_policy_says() -> None:
 def test_no_document_left_is_refused() -> None:
     for policy in (TooLong.drop, TooLong.truncate):
         with pytest.raises(ConfigError, match="no document fits"):
-            fit([document(9, 8)], 6, 100, policy)
+            fit(Documents.of([document(9, 8)]), 6, 100, policy)
 
 
 def test_a_document_longer_than_the_model_was_made_for_is_too_long_for_any_row() -> None:
-    documents = [document(5, 2), document(9, 2), document(9, 8)]
+    documents = Documents.of([document(5, 2), document(9, 2), document(9, 8)])
     with pytest.raises(ConfigError, match=r"2 of 3 documents exceed the model's 6 positions \(.*9 tokens\); set data"):
         fit(documents, 100, 6, TooLong.error)
-    assert fit(documents, 100, 6, TooLong.drop) == documents[:1]
+    assert parts(fit(documents, 100, 6, TooLong.drop)) == parts(documents[:1])
     assert [len(kept) for kept in fit(documents, 100, 6, TooLong.truncate)] == [5, 6]
-    assert fit(documents, 100, 9, TooLong.error) == documents
+    assert parts(fit(documents, 100, 9, TooLong.error)) == parts(documents)
