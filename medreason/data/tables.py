@@ -360,11 +360,12 @@ def elements(text: IO[str], decoder: json.JSONDecoder) -> Iterator[Any]:
         raise ValueError("no list")
     at += 1
     more = mark() != "]"
+    at += not more
     while more:
         while True:
             with contextlib.suppress(ValueError):
                 element, end = decoder.raw_decode(held, at)
-                if end < len(held):  # else 12 may be the beginning of 123
+                if end < len(held) and held[end] in ",] \t\n\r":  # else 12 may be the beginning of 123 or 12e3
                     break
             following = text.read(max(HEAD, len(held)))
             if not following:

@@ -4,10 +4,12 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from medreason.core.cache import cache_key, cached_table, report_of, with_report
+from medreason.core import cache
+from medreason.core.cache import array_on_disk, cache_key, cached_table, on_disk, report_of, with_report
 
 TABLE = with_report(pa.table({"a": [1, 2, 3]}), {"made": "here"})
 
@@ -106,3 +108,35 @@ def test_a_key_names_content_and_code(tmp_path: Path) -> None:
     assert cache_key({"a": 1, "b": 3}, str(code)) != key
     code.write_text("two")
     assert cache_key({"a": 1, "b": 2}, str(code)) != key
+
+
+BATCHES = [pa.record_batch({"text": [f"{number} {row}" * row for row in range(5)]}) for number in range(6)]
+NUMBERS = np.arange(36, dtype=np.uint32).reshape(12, 3)
+
+
+def test_what_lies_on_the_disk_is_as_it_was_given_and_has_no_name(own_cache: Path) -> None:
+    table = on_disk(BATCHES[0].schema, iter(BATCHES))
+    array = array_on_disk(np.uint32, (12, 3), (NUMBERS[start : start + 5] for start in range(0, 12, 5)))
+    assert table.equals(pa.Table.from_batches(BATCHES)) and np.array_equal(array, NUMBERS)
+    assert not array.flags.writeable and not list(own_cache.iterdir())
+    assert on_disk(BATCHES[0].schema, []).num_rows == 0
+    assert array_on_disk(np.uint32, (0, 3), []).shape == (0, 3)
+
+
+@pytest.mark.parametrize("room", [0, 1, 3])
+def test_what_the_disk_has_no_room_for_stays_in_memory(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    took: list[int] = []
+    written = cache.written
+    monkeypatch.setattr(cache, "written", lambda file, part: len(took) < room and written(file, part) and
+                        not took.append(part.size))  # fmt: skip
+    assert on_disk(BATCHES[0].schema, iter(BATCHES)).equals(pa.Table.from_batches(BATCHES))
+    assert len(took) == room
+    took.clear()
+    assert np.array_equal(array_on_disk(np.uint32, (12, 3), (NUMBERS[n : n + 3] for n in range(0, 12, 3))), NUMBERS)
+
+
+def test_without_a_folder_to_write_to_all_stays_in_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("MEDREASON_CACHE", str(tmp_path / "file"))
+    assert on_disk(BATCHES[0].schema, iter(BATCHES)).equals(pa.Table.from_batches(BATCHES))
+    assert np.array_equal(array_on_disk(np.uint32, (12, 3), [NUMBERS]), NUMBERS)

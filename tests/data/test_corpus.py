@@ -3,12 +3,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from medreason.config import ConfigError
 from medreason.core.progress import describe_corpus
 from medreason.data import clinical_cases
 from medreason.data.corpus import Split, read_corpus, read_split
+from medreason.data.examples import LOOKED_AT
 from medreason.models.prompts import Example
 from support import composed, data_config, write_rows
 
@@ -43,6 +45,23 @@ def test_a_corpus_holds_every_example_with_its_place(tmp_path: Path) -> None:
     assert corpus.table["place"].to_pylist() == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3", "b.jsonl:1", "b.jsonl:2"]
     assert corpus.report["rows"] == {"a.jsonl": 3, "b.jsonl": 2}
     assert corpus.report["rejects"] == {}
+
+
+def test_a_table_that_is_read_twice_for_a_late_column_is_in_the_corpus_once(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    rows(tmp_path / "rows" / "a.jsonl", made(3))
+    cells = [{"instruction": one.question, "output": one.answer} for one in made(LOOKED_AT + 300, start=3)]
+    cells[-2]["cot"] = "late"
+    (tmp_path / "rows" / "b.jsonl").write_text("\n".join(map(json.dumps, [{"instruction": ""}, *cells])))
+    rows(tmp_path / "rows" / "c.jsonl", made(2, start=5000))
+    corpus = read_corpus(data_config(tmp_path / "rows", "on_bad_row=skip"))
+    late = [Example(one["instruction"], one.get("cot", ""), one["output"]) for one in cells]
+    assert list(Split(corpus, np.arange(len(corpus)), np.arange(0), {}).examples(np.arange(len(corpus)))) == [
+        *made(3), *late, *made(2, start=5000),
+    ]  # fmt: skip
+    assert corpus.report["rows"] == {"a.jsonl": 3, "b.jsonl": LOOKED_AT + 301, "c.jsonl": 2}
+    assert corpus.report["rejects"] == {"empty instruction": {"count": 1, "places": ["b.jsonl:1"]}}
+    assert corpus.table["place"].to_pylist()[2:4] == ["a.jsonl:3", "b.jsonl:2"]
 
 
 def test_what_is_not_read_is_reported_and_a_skipped_file_changes_no_corpus(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from medreason.config import Columns, ConfigError, Format, OnBadRow
-from medreason.data.examples import Rejects, read_examples, settle_rejects
+from medreason.data.examples import LOOKED_AT, Rejects, read_examples, settle_rejects
 from medreason.models.prompts import Example
 
 BY_NAME = Columns(None, None, None)
@@ -74,6 +74,21 @@ def test_columns_are_named_in_the_configuration() -> None:
     ]
     with pytest.raises(ConfigError, match=r"data.columns.reasoning=cott: f.jsonl has no such column .did you mean cot"):
         read(cells, columns=Columns("ask", "cott", "reply"))
+
+
+def test_a_column_that_only_a_late_row_fills_counts_for_all() -> None:
+    early = [{"instruction": f"q{n}", "output": "a", "thinking": ""} for n in range(LOOKED_AT + 5)]
+    bad, late = {"instruction": "", "output": "a"}, {"instruction": "q", "output": "a", "rationale": "so", "notes": "n"}
+    examples, rejects = read(bad, *early, late, bad)
+    assert examples[-1] == Example("q", "so", "a") and len(examples) == LOOKED_AT + 6
+    assert rejects.places == {"empty instruction": ["f.jsonl:1", f"f.jsonl:{LOOKED_AT + 8}"]}, "each row counts once"
+    with pytest.raises(ConfigError, match="columns thinking and rationale could each be the reasoning"):
+        read(*early, late | {"thinking": "t"})
+
+
+def test_a_table_is_recognised_by_columns_that_no_early_row_has() -> None:
+    examples, rejects = read(*[{"question": "q"}] * LOOKED_AT, {"question": "q", "answer": "a"})
+    assert examples == [Example("q", "", "a")] and rejects.counts == {"no answer": LOOKED_AT}
 
 
 def test_a_table_that_is_not_recognised_is_refused_by_its_columns() -> None:

@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import io
 import json
 import lzma
 import zipfile
@@ -11,7 +12,9 @@ import pyarrow as pa
 import pytest
 
 from medreason.config import ConfigError
+from medreason.data import tables
 from medreason.data.sources import read_file
+from medreason.data.tables import elements, is_list
 
 ROWS = [
     {
@@ -179,3 +182,32 @@ def test_unnamed_columns_may_repeat_and_their_cells_are_not_lost(tmp_path: Path)
         (1, {"a": "1", "b": "2"}), (2, {"a": "1", "b": "2", "column 3": "3"}), (3, "more cells than columns"),
         (4, {"a": "1", "b": None}),
     ]  # fmt: skip
+
+
+LISTS = [
+    [], [{}], [1, 22, 333, -4.5e10], ["", "a,]", "\u2028\n\\"], [[1], {"a": [{"b": "]"}]}, None, True],
+    list(range(50)), ROWS,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [1, 2, 7, 1 << 20])
+def test_a_list_is_parted_into_its_elements_wherever_the_text_is_cut(
+    part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "HEAD", part)
+    for content in LISTS:
+        for indent in (None, 1):
+            for text in (json.dumps(content, indent=indent), f" \n{json.dumps(content, ensure_ascii=False)}\n\t"):
+                assert list(elements(io.StringIO(text), json.JSONDecoder())) == content
+                assert is_list(io.StringIO(text))
+
+
+@pytest.mark.parametrize("part", [1, 1 << 20])
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "{}", "[", "[1", "[1,", "[1,]", "[,1]", "[1 2]", "[1] 2", "[1]]", "[1]\n[2]", "1", '["a]', "[[1], [2]]",
+     "[1\u00a0]", "\u00a0[1]", "[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_list_of_rows_is_not_read_as_one(text: str, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "HEAD", part)
+    assert not is_list(io.StringIO(text))
