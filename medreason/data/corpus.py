@@ -10,13 +10,12 @@ While it is made its texts lie on the disk, too; memory holds some hundred bytes
 
 import hashlib
 import itertools
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,12 +43,12 @@ from medreason.data.folders import files_of, list_tables, to_ask, to_learn, visi
 from medreason.data.normalize import normal, preambles
 from medreason.data.sources import content_digest, is_local, read_hub, rows_of_file
 from medreason.data.tables import Row
+from medreason.data.texts import PARTS, Examples, Texts, cells
 from medreason.models import prompts
 from medreason.models.prompts import Example
 
 Say = Callable[[str], None]
 UNIQUE, EXACT, NEAR = 0, 1, 2  # the column `repeats`
-PARTS = ("question", "reasoning", "answer")  # of an example
 AT_ONCE = 1000  # examples that memory holds
 # an example as it is read; the last three are for comparisons, and go
 READ = pa.schema({
@@ -123,68 +122,8 @@ class Split:
                 whole.update(digests[side[start : start + AT_ONCE]].tobytes())
         return whole.hexdigest()
 
-    def examples(self, indices: NDArray[np.int64]) -> "Examples":
+    def examples(self, indices: NDArray[np.int64]) -> Examples:
         return Examples(self.corpus.table, indices)
-
-
-class Texts(Sequence[str]):
-    """A column of texts, each read from the disk when it is asked for."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self.chunks = column.chunks
-        self.ends = np.cumsum([len(chunk) for chunk in self.chunks], dtype=np.int64).tolist()
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        chunk = bisect_right(self.ends, index)
-        text: str = self.chunks[chunk][index - self.ends[chunk]].as_py()  # counted from the chunk's end
-        return text
-
-    def __iter__(self) -> Iterator[str]:
-        for chunk in self.chunks:
-            yield from chunk.to_pylist()
-
-
-class Examples(Sequence[Example]):
-    """Examples of a corpus, all or those of some indices, each read from the disk when it is asked for."""
-
-    def __init__(self, table: pa.Table, indices: NDArray[np.int64] | None = None) -> None:
-        self.parts = [Texts(table[name]) for name in PARTS]
-        self.indices = indices
-
-    def __len__(self) -> int:
-        return len(self.parts[0] if self.indices is None else self.indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = index if self.indices is None else int(self.indices[index])
-        return Example(*(texts[place] for texts in self.parts))
-
-    def __iter__(self) -> Iterator[Example]:
-        if self.indices is None:
-            return map(Example, *self.parts)
-        return (self[place] for place in range(len(self)))
-
-
-def cells(column: pa.ChunkedArray) -> NDArray[np.uint8]:
-    """Cells of one width as an array, (rows, bytes) uint8, in memory."""
-    width = column.type.byte_width
-    parts = [np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
-             for chunk in column.chunks if len(chunk)]  # fmt: skip
-    return np.concatenate([np.empty(0, np.uint8), *parts]).reshape(-1, width)
 
 
 def read_split(config: DataConfig, say: Say = lambda line: None) -> Split:

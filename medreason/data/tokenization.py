@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from medreason.config import ConfigError, Format, TooLong
 from medreason.core.cache import cache_key, cached_table, on_disk
 from medreason.core.progress_line import ProgressLine
-from medreason.data.corpus import Corpus, Examples
+from medreason.data.corpus import Corpus
+from medreason.data.texts import Examples
 from medreason.models import prompts as formats
 from medreason.models.control_tokens import encode as quiet_encode
 from medreason.models.control_tokens import hide
