@@ -48,13 +48,14 @@ def evaluate_budgets(config: EvaluateConfig, budgets: Sequence[int]) -> None:
             held.append(load_model(*what))
         return held[0]
 
+    batching = config.batching or default_batching(answerer.config.model)
     below: str | None = None
     parts: dict[int, Path] = {}
     for budget in budgets:
         say(f"reasoning ended after {budget:,} tokens:")
         parts[budget] = folder / f"thinking_{budget}"
         part = replace(config, thinking_tokens=[budget], output=str(parts[budget]), against=below)
-        evaluate(replace(part, batching=config.batching or default_batching()), load=load_once)
+        evaluate(replace(part, batching=batching), load=load_once)
         below = str(parts[budget])
     found = gathered(parts)
     write_json(folder / "thinking.json", {"provenance": provenance(), "run": config.run, "benchmarks": found})

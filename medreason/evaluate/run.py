@@ -56,6 +56,7 @@ Answering = Callable[[Kind, Sequence[Question], Wrote], Iterator[dict[str, Any]]
 
 # Of questions. A token costs a pass over all weights, however many questions share it; whole prompts gain little.
 BATCH = {Method.likelihood: 8, Method.generate: 32}
+ROOM = 1.3  # a card's memory over a model's weights in 16 bits: with less, too few answers are written at once
 
 
 def evaluate(config: EvaluateConfig, load: Load | None = None) -> None:
@@ -96,7 +97,8 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> None:
         if unfit := [task.name for task in tasks if task.kind is not Kind.choice]:
             raise ConfigError(f"stress={config.stress.value}: {unfit[0]} has no options; name other benchmarks")
         tasks = [none_of_above(task) for task in tasks] if config.stress is Stress.none_of_above else tasks
-    batching = config.batching or default_batching()
+    here = config.method is Method.generate and config.server is None
+    batching = config.batching or (default_batching(answerer.config.model) if here else Batching.static)
     name = evaluation_name(config, answerer)
     plain = answerer.folder / "evaluation" / name
     name += f"_{config.stress.value}" if config.stress else ""
@@ -228,12 +230,23 @@ def evaluation_name(config: EvaluateConfig, answerer: Answerer) -> str:
     return name + ("_last" if config.checkpoint is Checkpoint.last else "")
 
 
-def default_batching() -> Batching:
-    """Continuous where a GPU has the attention that makes it fast (compute capability 8.0 or newer)."""
+def default_batching(model: ModelConfig) -> Batching:
+    """Continuous where a GPU has the attention that makes it fast (compute capability 8.0 or newer), and the room.
+
+    By the size of the card, not by what is free: answers that are gone on with must be written in the same way.
+    """
     import torch
 
-    fast = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
-    return Batching.continuous if fast else Batching.static
+    from medreason.models.load import bytes_in_16_bits
+
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+        return Batching.static
+    _, whole = torch.cuda.mem_get_info()
+    weights = bytes_in_16_bits(model)
+    if weights is None or whole > ROOM * weights:
+        return Batching.continuous
+    say(f"static batches: {weights / 2**30:.1f} GiB of weights in 16 bits leave continuous ones too little room here")
+    return Batching.static
 
 
 def chosen(task: Task, limit: int | None, seed: int) -> Task:

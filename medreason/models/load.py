@@ -1,11 +1,13 @@
 """Configuration -> tokenizer, and a model with LoRA through Unsloth; the forward pass over packed rows."""
 
+import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from medreason.config import ConfigError, LoraConfig, ModelConfig, Precision, Re
 from medreason.core.progress import say
 from medreason.core.shared_cpu import share_cpu
 from medreason.models import embedded
-from medreason.models.checks import EMBEDDED, check_precision, multiplied_in_fp8
-from medreason.models.flops import Shape, peak_flops, shape_of
+from medreason.models.checks import EMBEDDED, check_precision, multiplied_in_fp8, on_hub
+from medreason.models.flops import Shape, linear_weights, peak_flops, shape_of
 from medreason.models.kept_base import kept, own_modules
 from medreason.models.memory import GIB, Base, Need, choose, describe, lora_weights, seconds
 from medreason.models.prompts import MISTRAL_CHAT_TEMPLATE, dated
@@ -242,6 +244,19 @@ def load_fast(model: ModelConfig, lora: LoraConfig, recompute: Recompute, seed: 
 def trained_dtype(precision: str) -> torch.dtype | None:
     """What Unsloth computes in under one of Lightning's precisions; None leaves it to the hardware."""
     return torch.float16 if precision == "16-mixed" else None
+
+
+def bytes_in_16_bits(model: ModelConfig) -> int | None:
+    """A model's weights, from its config.json: Unsloth must be imported before transformers. None: unknown."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(model.path, "config.json", revision=model.revision) if on_hub(model) else None
+        settings = json.loads(Path(file or f"{model.path}/config.json").read_text(encoding="utf-8"))
+        shape = shape_of(SimpleNamespace(**settings))
+    except (OSError, ValueError, AttributeError, TypeError):  # an embedded model, or a form of another kind
+        return None
+    return 2 * (linear_weights(shape) + shape.vocab_size * shape.hidden_size)
 
 
 def positions(model: ModelConfig) -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from medreason.config import Checkpoint, ConfigError, EvaluateConfig, Method, SampleConfig, TrainConfig
+from medreason.config import Batching, Checkpoint, ConfigError, EvaluateConfig, Method, SampleConfig, TrainConfig
 from medreason.core.cli import command
 from medreason.core.disk import whole_file
 from medreason.core.json_lines import json_lines
@@ -63,7 +63,7 @@ def sample(config: SampleConfig) -> None:
         raise ConfigError(f"data={config.data or found.name}: all are questions of {named}; name others")
     task = chosen(task, config.limit, config.seed)
     evaluation = as_evaluation(config, method=Method.generate, benchmarks=[ANSWERS])
-    batching = config.batching or default_batching()
+    batching = config.batching or default_batching(answerer.config.model)
     what = identity(evaluation, answerer, batching) | {"data": config.data, "seed": config.seed}
     earlier = read_json(folder / "sample.json")
     check_same(earlier.get("sampled") or {}, what, folder)
@@ -73,7 +73,7 @@ def sample(config: SampleConfig) -> None:
     begun = {"provenance": provenance(), "sampled": what, "fingerprint": found.fingerprint, "refused": told(refused)}
     with kept_log(folder / "sample.log"):
         write_json(folder / "sample.json", begun)
-        ask(evaluation, answerer, task, folder)
+        ask(evaluation, answerer, batching, task, folder)
         counts = write_rows(config, answerer.config, task, folder)
         write_json(folder / "sample.json", begun | {"counts": asdict(counts)})
         show(counts, refused, task, folder)
@@ -87,7 +87,7 @@ def asked_rows(config: SampleConfig, answerer: Answerer) -> list[Any]:
     return [answerer.config.data, *([run_config(Path(str(config.data))).data] if other else [])]
 
 
-def ask(evaluation: EvaluateConfig, answerer: Answerer, task: Task, folder: Path) -> None:
+def ask(evaluation: EvaluateConfig, answerer: Answerer, batching: Batching, task: Task, folder: Path) -> None:
     """Has the model answer what it has not answered yet. Raises ConfigError where it can read none of the questions."""
     answered = {record["id"] for record in read_records(folder / f"{ANSWERS}.jsonl")}
     left = [question for question in task.questions if question.id not in answered]
@@ -95,7 +95,6 @@ def ask(evaluation: EvaluateConfig, answerer: Answerer, task: Task, folder: Path
     if not left:
         return
     trained, style = answerer.config, answerer.config.data.format
-    batching = evaluation.batching or default_batching()
     import_engine(evaluation, trained, batching)
     from medreason.evaluate.asking import beyond
     from medreason.models.load import context_tokens, load_tokenizer

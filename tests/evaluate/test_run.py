@@ -1,11 +1,15 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from medreason.config import Batching
 from medreason.core.json_lines import read_json_lines
-from support import SHARED, run_command, run_train, tiny_run
+from medreason.evaluate.run import default_batching
+from support import SHARED, TINY, run_command, run_train, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -222,3 +226,31 @@ def test_a_stress_that_cannot_be_is_one_line(run: Path, questions: Path, words: 
     given = [] if any(word.startswith("benchmarks") for word in words) else [f"benchmarks=[{questions}]"]
     told = run_command("evaluate", f"run={run}", *given, *words)
     assert told.returncode == 2 and said in told.stderr and told.stderr.count("\n") == 1
+
+
+MISTRAL_7B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+              "num_key_value_heads": 8, "vocab_size": 32768, "model_type": "mistral"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "capability", "gib", "batching"),
+    [
+        (MISTRAL_7B, (9, 0), 80, Batching.continuous),
+        (MISTRAL_7B, (8, 6), 24, Batching.continuous),
+        (MISTRAL_7B, (8, 6), 16, Batching.static),
+        (MISTRAL_7B, (8, 9), 8, Batching.static),
+        (MISTRAL_7B, (7, 5), 80, Batching.static),
+        (MISTRAL_7B | {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}, (8, 6), 8,
+         Batching.continuous),
+        ({"model_type": "of another form"}, (8, 6), 8, Batching.continuous),
+    ],
+)  # fmt: skip
+def test_answers_are_written_continuously_where_a_card_has_the_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], capability: tuple[int, int], gib: int,
+    batching: Batching,
+) -> None:  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gib * 2**29, gib * 2**30))
+    assert default_batching(replace(TINY, path=str(tmp_path))) is batching
