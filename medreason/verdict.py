@@ -17,7 +17,7 @@ from medreason.data.benchmarks import Kind
 from medreason.data.folders import table_name
 from medreason.data.known_benchmarks import HUB, read_task
 from medreason.evaluate.builtin import RUN_TASKS
-from medreason.evaluate.run import as_evaluation, evaluate, read_records
+from medreason.evaluate.run import as_evaluation, evaluate, load_base_once, read_records
 from medreason.inference.target import find_answerer
 from medreason.report.scores import right
 from medreason.report.verdicts import Call, Verdict, in_words, judge
@@ -34,9 +34,10 @@ def give_verdict(config: VerdictConfig) -> None:
     if find_answerer(config.run, checkpoint=config.checkpoint).adapter is None:
         raise ConfigError(f"run={config.run}: a model alone, and no run or adapter to compare with its base")
     folder = Path(config.output or Path(config.run) / "evaluation" / f"verdict_{config.method.value}")
+    load = load_base_once()
     for base in (True, False):
         say("the model before the run:" if base else "the run:")
-        evaluate(evaluation(config, folder, base))
+        evaluate(evaluation(config, folder, base), load=load)
     names = [task_name(name) for name in (*config.benchmarks, *config.forgetting)]
     answers = {name: both for name in names if (both := paired(folder, name)) is not None}
     if not answers:

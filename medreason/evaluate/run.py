@@ -405,6 +405,29 @@ def load_model(config: EvaluateConfig, answerer: Answerer, batching: Batching) -
     return model
 
 
+def load_base_once() -> Load:
+    """`load_model` for a base and then its run: the run's adapter is given to the base that is in memory."""
+    held: list[Any] = []
+
+    def load(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> Any:
+        if answerer.adapter is None:
+            held.append(load_model(config, answerer, batching))
+            return held[-1]
+        if not held:  # the base has answered before
+            return load_model(config, answerer, batching)
+        base = held.pop()
+        if continuously(config, batching):
+            from medreason.inference.continuous import merged
+
+            return merged(base, answerer.adapter)
+        from medreason.models.load import give_adapter
+
+        give_adapter(base, answerer.adapter)
+        return base
+
+    return load
+
+
 def answering(config: EvaluateConfig, answerer: Answerer, batching: Batching, model: Any, tokenizer: Any) -> Answering:
     """Records of questions by the method asked for, from a model that `load_model` gave."""
     trained, continuous = answerer.config, continuously(config, batching)

@@ -30,7 +30,6 @@ PASSES = 8  # between looks at what was written: a text that ends waits for the 
 
 def load_merged(config: TrainConfig, adapter: Path | None) -> Any:
     """A run's model, or without an adapter its base, in 16 bits (32 on a CPU) and evaluation mode."""
-    from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     gpu = torch.cuda.is_available()
@@ -54,9 +53,14 @@ def load_merged(config: TrainConfig, adapter: Path | None) -> Any:
     )
     if quantised:
         model = model.dequantize()
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
-    return model.eval()
+    return model.eval() if adapter is None else merged(model, adapter)
+
+
+def merged(model: Any, adapter: Path) -> Any:
+    """A base of `load_merged` with an adapter in its weights, which are changed."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True).eval()
 
 
 @dataclass

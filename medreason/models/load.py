@@ -279,10 +279,6 @@ def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
 
     Raises ConfigError for an adapter that is not of this model.
     """
-    from peft import set_peft_model_state_dict
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     lora = replace(config.lora, dropout=0.0)  # off in evaluation mode anyway; the fast engine has none
     model = load_model(  # LoRA's B is zero: the base
         config.model,
@@ -294,13 +290,25 @@ def load_trained(config: TrainConfig, adapter: Path | None) -> Any:
         dtype=trained_dtype(config.trainer.precision) if torch.cuda.is_available() else None,
     )
     if adapter is not None:
-        try:
-            result = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
-        except (OSError, RuntimeError, SafetensorError) as error:
-            raise ConfigError(f"{adapter}: {str(error).splitlines()[0]}") from error
-        if result.unexpected_keys:
-            raise ConfigError(f"{adapter}: not of this model; it has {result.unexpected_keys[0]}")
+        give_adapter(model, adapter)
     return model.eval()
+
+
+def give_adapter(model: Any, adapter: Path) -> None:
+    """Puts an adapter's weights in the place of those that a model of `load_trained` has.
+
+    Raises ConfigError for an adapter that is not of this model.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        result = set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(f"{adapter}: {str(error).splitlines()[0]}") from error
+    if result.unexpected_keys:
+        raise ConfigError(f"{adapter}: not of this model; it has {result.unexpected_keys[0]}")
 
 
 def checkpointing(recompute: Recompute) -> bool | str:

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
-from medreason.config import Batching
+from medreason.config import Batching, EvaluateConfig, Method, typed
 from medreason.core.json_lines import read_json_lines
-from medreason.evaluate.run import default_batching
-from support import SHARED, TINY, run_command, run_train, tiny_run
+from medreason.evaluate import run as evaluate_run
+from medreason.evaluate.run import default_batching, load_base_once, load_model
+from medreason.inference.target import find_answerer
+from support import ROOT, SHARED, TINY, run_command, run_train, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +257,36 @@ def test_answers_are_written_continuously_where_a_card_has_the_room(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gib * 2**29, gib * 2**30))
     assert default_batching(replace(TINY, path=str(tmp_path))) is batching
+
+
+@pytest.mark.parametrize("method", [Method.likelihood, Method.generate])
+def test_a_base_is_loaded_once_for_itself_and_its_run(
+    taught_run: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    plain = load_model
+    loaded = []
+
+    def watched(*what: Any) -> Any:
+        loaded.append(what[1].adapter)
+        return plain(*what)
+
+    monkeypatch.setattr(evaluate_run, "load_model", watched)
+    usual: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "evaluate.yaml"))
+    values = {name: value for name, value in usual.items() if name not in ("defaults", "hydra")}
+    config = typed(EvaluateConfig, values | {"run": str(taught_run), "method": method.value})
+    base, run = find_answerer(str(taught_run), base=True), find_answerer(str(taught_run))
+    tokens = torch.arange(3, 40)[None]
+
+    def logits(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = model(input_ids=tokens, use_cache=False).logits
+        return found
+
+    load = load_base_once()
+    before = logits(load(config, base, Batching.continuous))
+    after = logits(load(config, run, Batching.continuous))
+    assert loaded == [None] and not torch.equal(before, after)
+    assert torch.equal(after, logits(plain(config, run, Batching.continuous)))
+    assert torch.equal(before, logits(plain(config, base, Batching.continuous)))
+    alone = load_base_once()  # where a base has answered before, in another command
+    assert torch.equal(after, logits(alone(config, run, Batching.continuous)))
