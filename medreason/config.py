@@ -633,7 +633,7 @@ class EvaluateConfig:
     temperature: float  # of samples; a single answer is greedy
     stress: Stress | None  # questions made harder, compared with the plain ones where these are answered
     orders: int  # orders of the options in which a question is asked; its letters' places are then no hint
-    batching: Batching | None  # with method=generate; null: continuous on a GPU
+    batching: Batching | None  # with method=generate; null: what is fastest for this model here
     server: str | None  # with method=generate: address of an OpenAI-compatible server that writes instead
     served_model: str | None  # what the server calls the model; null: as medreason.serve does
     judge: str | None  # with method=generate: address of an OpenAI-compatible server whose model judges open answers
@@ -733,7 +733,7 @@ class SampleConfig:
     right_share: float  # of a question's answers that must be right for any to be kept: fewer may be luck
     limit: int | None  # questions, chosen by `seed`
     batch: int | None  # answers written at once, with batching=static; null: 32
-    batching: Batching | None  # null: continuous on a GPU
+    batching: Batching | None  # null: what is fastest for this model here
     max_new_tokens: int  # of an answer, reasoning included; one that is cut is not kept
     output: str | None  # null: RUN/sampled, _base or _last; for a model alone under runs/
     seed: int  # draws the questions of `limit`, and samples

@@ -16,7 +16,7 @@ from medreason.core.outside import drawn, literal, one_line, prepare_pictures
 from medreason.core.progress import say
 from medreason.core.run_directory import provenance, read_json, write_json
 from medreason.evaluate.display import share
-from medreason.evaluate.run import default_batching, evaluate, evaluation_name, load_model, read_records
+from medreason.evaluate.run import choose_batching, evaluate, evaluation_name, load_model, read_records
 from medreason.inference.target import find_answerer
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def evaluate_budgets(config: EvaluateConfig, budgets: Sequence[int]) -> None:
             held.append(load_model(*what))
         return held[0]
 
-    batching = config.batching or default_batching(answerer.config.model)
+    earlier = [read_json(folder / f"thinking_{budget}" / "evaluation.json") for budget in budgets]
+    batching = choose_batching(config.batching, answerer.config.model, next(filter(None, earlier), {}))
     below: str | None = None
     parts: dict[int, Path] = {}
     for budget in budgets:

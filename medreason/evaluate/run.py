@@ -25,6 +25,7 @@ from medreason.config import (
     Format,
     Method,
     ModelConfig,
+    Precision,
     Stress,
     TrainConfig,
     typed,
@@ -97,14 +98,15 @@ def evaluate(config: EvaluateConfig, load: Load | None = None) -> None:
         if unfit := [task.name for task in tasks if task.kind is not Kind.choice]:
             raise ConfigError(f"stress={config.stress.value}: {unfit[0]} has no options; name other benchmarks")
         tasks = [none_of_above(task) for task in tasks] if config.stress is Stress.none_of_above else tasks
-    here = config.method is Method.generate and config.server is None
-    batching = config.batching or (default_batching(answerer.config.model) if here else Batching.static)
     name = evaluation_name(config, answerer)
     plain = answerer.folder / "evaluation" / name
     name += f"_{config.stress.value}" if config.stress else ""
     folder = Path(config.output) if config.output else answerer.folder / "evaluation" / name
     if config.stress and config.against is None and (plain / "evaluation.json").is_file():
         config = replace(config, against=str(plain))
+    batching = Batching.static
+    if config.method is Method.generate and config.server is None:
+        batching = choose_batching(config.batching, trained.model, read_json(folder / "evaluation.json"))
     what = identity(config, answerer, batching)
     if config.server is not None:  # at whatever address, in whatever precision the server holds it
         served_model = config.served_model or served_name(answerer)
@@ -230,20 +232,32 @@ def evaluation_name(config: EvaluateConfig, answerer: Answerer) -> str:
     return name + ("_last" if config.checkpoint is Checkpoint.last else "")
 
 
-def default_batching(model: ModelConfig) -> Batching:
-    """Continuous where a GPU has the attention that makes it fast (compute capability 8.0 or newer), and the room.
+def choose_batching(wanted: Batching | None, model: ModelConfig, earlier: dict[str, Any]) -> Batching:
+    """What is asked for, else how answers were written that are there, else what is fastest here."""
+    recorded = {one.value: one for one in Batching}.get(earlier.get("batching") or "")
+    return wanted or recorded or fastest_batching(model)
 
-    By the size of the card, not by what is free: answers that are gone on with must be written in the same way.
+
+def fastest_batching(model: ModelConfig) -> Batching:
+    """Continuous for the models that it knows, where weights are as wide without it, or a GPU has room for 16 bits.
+
+    By the size of the GPU, not by what is free: answers that are gone on with must be written in the same way. Those
+    before compute capability 8.0 lack the attention that makes it fast.
     """
     import torch
 
-    from medreason.models.load import bytes_in_16_bits
+    from medreason.inference.slots import KNOWN
+    from medreason.models.load import bytes_in_16_bits, settings_of
 
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+    settings = settings_of(model)
+    if settings.get("model_type") not in KNOWN:
         return Batching.static
-    _, whole = torch.cuda.mem_get_info()
-    weights = bytes_in_16_bits(model)
-    if weights is None or whole > ROOM * weights:
+    if not torch.cuda.is_available():
+        return Batching.continuous if model.precision is Precision.half else Batching.static
+    if torch.cuda.get_device_capability() < (8, 0):
+        return Batching.static
+    weights = bytes_in_16_bits(settings)
+    if torch.cuda.mem_get_info()[1] > ROOM * weights:
         return Batching.continuous
     say(f"static batches: {weights / 2**30:.1f} GiB of weights in 16 bits leave continuous ones too little room here")
     return Batching.static
@@ -407,16 +421,18 @@ def load_model(config: EvaluateConfig, answerer: Answerer, batching: Batching) -
 
 def load_base_once() -> Load:
     """`load_model` for a base and then its run: the run's adapter is given to the base that is in memory."""
-    held: list[Any] = []
+    held: dict[bool, Any] = {}  # whether it writes continuously -> base
 
     def load(config: EvaluateConfig, answerer: Answerer, batching: Batching) -> Any:
+        way = continuously(config, batching)
         if answerer.adapter is None:
-            held.append(load_model(config, answerer, batching))
-            return held[-1]
-        if not held:  # the base has answered before
+            held[way] = load_model(config, answerer, batching)
+            return held[way]
+        base = held.pop(way, None)
+        held.clear()
+        if base is None:  # it has answered before, in an earlier command
             return load_model(config, answerer, batching)
-        base = held.pop()
-        if continuously(config, batching):
+        if way:
             from medreason.inference.continuous import merged
 
             return merged(base, answerer.adapter)

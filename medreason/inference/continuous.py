@@ -25,6 +25,7 @@ from medreason.models.control_tokens import encode
 from medreason.models.load import local_path
 
 AT_ONCE = 512  # texts; more of them share a pass without gain, for the products are bound by arithmetic from 300 on
+AT_ONCE_ON_A_CPU = 64
 PASSES = 8  # between looks at what was written: a text that ends waits for the others that long
 
 
@@ -106,7 +107,8 @@ def write_continuously(
     try:
         with attending(model):
             length = max(map(len, asked)) + max_new_tokens + PASSES
-            slots = make_slots(model, length, min(AT_ONCE, len(asked)))
+            most = AT_ONCE if model.device.type == "cuda" else AT_ONCE_ON_A_CPU
+            slots = make_slots(model, length, min(most, len(asked)))
             writer, free = Writer(model, slots, temperature), list(range(slots.count))
             texts: list[Text] = []
             before = 0  # tokens of the answers that ended

@@ -24,6 +24,13 @@ from torch.nn.functional import scaled_dot_product_attention
 from medreason.config import RunFailed
 
 ATTENTION = "slots"  # what transformers calls it
+# models that write here what they write alone (tests/inference/test_slots.py); others cap their attention, have values
+# of another width than keys, or do not say where tokens belong
+KNOWN = (
+    "apertus", "cohere", "cohere2", "exaone4", "gemma", "gemma3_text", "glm", "glm4", "granite", "helium",
+    "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "mixtral", "olmo", "olmo2", "phi", "phi3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+)  # fmt: skip
 WIDEST = 256  # of a head, in FlashAttention-2
 READ_AT_ONCE = 8192  # tokens of prompts in one pass, unless one prompt is longer
 
@@ -55,8 +62,13 @@ class Pass:
 
 
 def make_slots(model: Any, length: int, most: int) -> Slots:
-    """As many slots of `length` tokens as there is room for, at most `most`; RunFailed where there is none for one."""
+    """As many slots of `length` tokens as there is room for, at most `most`.
+
+    Raises RunFailed where there is none for one, and for a model that is not KNOWN.
+    """
     shape = model.config.get_text_config()
+    if model.config.model_type not in KNOWN:
+        raise RunFailed(f"continuous batching does not know {model.config.model_type} models; use batching=static")
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     layers, device, dtype = shape.num_hidden_layers, model.device, model.dtype
@@ -115,16 +127,9 @@ def attend(
     place: Pass,
     scaling: float | None = None,
     sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Writes keys and values into their slots; query (1, heads, tokens, width) -> (1, tokens, heads, width).
-
-    Raises RunFailed for attention of another form than softmax(q k) v.
-    """
-    if softcap is not None or s_aux is not None:
-        raise RunFailed("this model caps its attention, which continuous batching does not know; use batching=static")
+    """Writes keys and values into their slots; query (1, heads, tokens, width) -> (1, tokens, heads, width)."""
     query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))  # (tokens, heads, width)
     slots = place.slots
     keys, values = slots.keys[module.layer_idx], slots.values[module.layer_idx]

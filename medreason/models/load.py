@@ -246,17 +246,25 @@ def trained_dtype(precision: str) -> torch.dtype | None:
     return torch.float16 if precision == "16-mixed" else None
 
 
-def bytes_in_16_bits(model: ModelConfig) -> int | None:
-    """A model's weights, from its config.json: Unsloth must be imported before transformers. None: unknown."""
+def settings_of(model: ModelConfig) -> dict[str, Any]:
+    """A model's config.json, without transformers, before which Unsloth must be imported; {} where it cannot be had."""
     from huggingface_hub import hf_hub_download
 
     try:
         file = hf_hub_download(model.path, "config.json", revision=model.revision) if on_hub(model) else None
-        settings = json.loads(Path(file or f"{model.path}/config.json").read_text(encoding="utf-8"))
+        found = json.loads(Path(file or f"{local_path(model)}/config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def bytes_in_16_bits(settings: dict[str, Any]) -> int:
+    """A model's weights, by its config.json; 0 where that does not say."""
+    try:
         shape = shape_of(SimpleNamespace(**settings))
-    except (OSError, ValueError, AttributeError, TypeError):  # an embedded model, or a form of another kind
-        return None
-    return 2 * (linear_weights(shape) + shape.vocab_size * shape.hidden_size)
+        return 2 * (linear_weights(shape) + shape.vocab_size * shape.hidden_size)
+    except (AttributeError, TypeError):
+        return 0
 
 
 def positions(model: ModelConfig) -> int:

@@ -28,8 +28,8 @@ from medreason.evaluate.run import (
     answering,
     as_evaluation,
     check_same,
+    choose_batching,
     chosen,
-    default_batching,
     identity,
     import_engine,
     load_model,
@@ -63,9 +63,9 @@ def sample(config: SampleConfig) -> None:
         raise ConfigError(f"data={config.data or found.name}: all are questions of {named}; name others")
     task = chosen(task, config.limit, config.seed)
     evaluation = as_evaluation(config, method=Method.generate, benchmarks=[ANSWERS])
-    batching = config.batching or default_batching(answerer.config.model)
-    what = identity(evaluation, answerer, batching) | {"data": config.data, "seed": config.seed}
     earlier = read_json(folder / "sample.json")
+    batching = choose_batching(config.batching, answerer.config.model, earlier.get("sampled") or {})
+    what = identity(evaluation, answerer, batching) | {"data": config.data, "seed": config.seed}
     check_same(earlier.get("sampled") or {}, what, folder)
     if earlier.get("fingerprint", found.fingerprint) != found.fingerprint:
         raise ConfigError(f"{folder} holds answers to other questions; remove it, or give output=DIR")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from medreason.config import Batching, EvaluateConfig, Method, typed
+from medreason.config import Batching, EvaluateConfig, Method, Precision, typed
 from medreason.core.json_lines import read_json_lines
 from medreason.evaluate import run as evaluate_run
-from medreason.evaluate.run import default_batching, load_base_once, load_model
+from medreason.evaluate.run import choose_batching, load_base_once, load_model
 from medreason.inference.target import find_answerer
 from support import ROOT, SHARED, TINY, run_command, run_train, tiny_run
 
@@ -245,18 +245,26 @@ MISTRAL_7B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layer
         (MISTRAL_7B, (7, 5), 80, Batching.static),
         (MISTRAL_7B | {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9}, (8, 6), 8,
          Batching.continuous),
-        ({"model_type": "of another form"}, (8, 6), 8, Batching.continuous),
+        (MISTRAL_7B | {"model_type": "of another form"}, (9, 0), 80, Batching.static),
+        (MISTRAL_7B, None, 0, Batching.continuous),
+        ({}, None, 0, Batching.static),
     ],
 )  # fmt: skip
 def test_answers_are_written_continuously_where_a_card_has_the_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], capability: tuple[int, int], gib: int,
-    batching: Batching,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], capability: tuple[int, int] | None,
+    gib: int, batching: Batching,
 ) -> None:  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(settings))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (gib * 2**29, gib * 2**30))
-    assert default_batching(replace(TINY, path=str(tmp_path))) is batching
+    model = replace(TINY, path=str(tmp_path))
+    assert choose_batching(None, model, {}) is batching
+    assert choose_batching(Batching.static, model, {"batching": "continuous"}) is Batching.static
+    for written in Batching:  # what is there is gone on with
+        assert choose_batching(None, model, {"batching": written.value}) is written
+    if capability is None:  # in 4 bits, which continuous batching would widen to 32
+        assert choose_batching(None, replace(model, precision=Precision.nf4), {}) is Batching.static
 
 
 @pytest.mark.parametrize("method", [Method.likelihood, Method.generate])

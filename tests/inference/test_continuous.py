@@ -77,7 +77,7 @@ def test_few_slots_give_the_same_answers(
     [tokenizer.eos_token_id] = encode(tokenizer, next(letter for letter in later if letter.isascii()))
     wanted = dict(write_in_batches(model, tokenizer, prompts, max_new_tokens=20, batch_size=1))
     assert len({written.tokens for written in wanted.values()}) > 1, "answers of several lengths"
-    monkeypatch.setattr(continuous, "AT_ONCE", 2)
+    monkeypatch.setattr(continuous, "AT_ONCE_ON_A_CPU", 2)
     order = [index for index, _ in write_continuously(model, tokenizer, prompts, max_new_tokens=20)]
     assert dict(write_continuously(model, tokenizer, prompts, max_new_tokens=20)) == wanted
     assert sorted(order) == [0, 1, 2, 3, 4]

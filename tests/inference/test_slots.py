@@ -10,6 +10,7 @@ from torch import Tensor
 from medreason.config import RunFailed
 from medreason.inference import slots as slots_module
 from medreason.inference.slots import (
+    KNOWN,
     Pass,
     Slots,
     Writer,
@@ -21,6 +22,11 @@ from medreason.inference.slots import (
     read_prompts,
 )
 
+SMALL = {
+    "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2,
+    "pad_token_id": 0,
+}  # fmt: skip
 GPU = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 LENGTH = 40
 WAYS = [
@@ -164,10 +170,43 @@ def test_without_room_for_one_answer_it_says_so(monkeypatch: pytest.MonkeyPatch)
         make_slots(tiny("cpu"), 1000, 4)
 
 
-def test_attention_of_another_form_is_refused() -> None:
-    query = torch.zeros(1, 2, 3, 32)
-    with pytest.raises(RunFailed, match="batching=static"):
-        slots_module.attend(None, query, query, query, None, place=None, softcap=30.0)
+@pytest.mark.parametrize("kind", KNOWN)
+def test_a_known_model_writes_what_it_writes_alone(kind: str) -> None:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    window = {"sliding_window": 6} if kind in ("cohere2", "gemma3_text", "ministral", "mistral", "phi3") else {}
+    experts = {"num_local_experts": 4} if kind == "mixtral" else {}
+    if kind in ("qwen2_moe", "qwen3_moe"):
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+                   "shared_expert_intermediate_size": 32}  # fmt: skip
+    if kind == "qwen2":
+        window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    config = CONFIG_MAPPING[kind](**SMALL, **window, **experts)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    for weight in model.parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.2)
+    prompts = [[1, 5, 9, 8], [1, 30], [1, *range(3, 25)]]
+    alone = []
+    for prompt in prompts:
+        written = model.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), max_new_tokens=12,
+            do_sample=False, eos_token_id=None,
+        )  # fmt: skip
+        alone.append(written[0, len(prompt) :].tolist())
+    with attending(model):
+        slots = make_slots(model, 64, 3)
+        first = read_prompts(model, slots, prompts, [2, 0, 1]).argmax(-1).tolist()
+        more = Writer(model, slots, 0.0).write(first, list(map(len, prompts)), [2, 0, 1], 11)
+    assert [[token, *tokens] for token, tokens in zip(first, more, strict=True)] == alone
+
+
+def test_a_model_that_is_not_known_is_refused() -> None:
+    model = tiny("cpu")
+    model.config.model_type = "gemma2"
+    with pytest.raises(RunFailed, match="does not know gemma2 models; use batching=static"):
+        make_slots(model, 64, 4)
 
 
 def test_sizes_of_passes_are_few() -> None:
