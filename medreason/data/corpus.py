@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from medreason.config import ConfigError, DataConfig, Decontaminate, Deduplicate, Mixed, Source
 from medreason.core.cache import cache_key, cached_table, on_disk, report_of, with_report
+from medreason.core.progress_line import ProgressLine
 from medreason.data import (
     benchmarks,
     clinical_cases,
@@ -177,9 +178,11 @@ class Found:
 
 def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.Table:
     """Reads, checks and compares everything. Raises ConfigError as `read_corpus` does."""
-    found = Found()
+    found, line = Found(), ProgressLine()
     read = cases(config, found) if config.source is Source.clinical_cases else read_sources(config, found, say)
-    table = without(on_disk(READ, batches_of(read)), found.void)
+    batches = batches_of(read, lambda done: line.tell([f"reading  {done:,} rows"]))
+    table = without(on_disk(READ, batches), found.void)
+    compared = lambda done: line.tell([f"comparing questions  {done:,}/{len(table):,}"])  # noqa: E731
     report: dict[str, Any] = {
         "rows": found.rows,
         "columns_not_read": found.columns_not_read,
@@ -188,7 +191,7 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
     group, repeats, contaminated = np.asarray(table["own"]), np.zeros(len(table), np.uint8), np.zeros(len(table), bool)
     places = Texts(table["place"])
     if config.deduplicate is not Deduplicate.off:
-        near, first = near_duplicates(comparable_questions(table), config.near_duplicate)
+        near, first = near_duplicates(comparable_questions(table), config.near_duplicate, compared)
         exact, same = exact_duplicates(cells(table["pair"]).view(np.uint64))
         repeats[near] = NEAR
         repeats[exact] = EXACT
@@ -204,13 +207,14 @@ def build_table(config: DataConfig, benchmarks: Sequence[str], say: Say) -> pa.T
     if benchmarks:
         asked = [question for path in benchmarks for question in read_questions(path)]
         say(f"comparing {len(table):,} examples with {len(asked):,} benchmark questions")
-        matches = find_matches(Examples(table), asked)
+        matches = find_matches(Examples(table), asked, compared)
         contaminated[[match.example for match in matches]] = True
         report["contamination"] = {
             "benchmarks": Counter(question.benchmark for question in asked),
             "examples": int(contaminated.sum()),
             "matches": [asdict(match) | {"example": places[match.example]} for match in matches],
         }
+    line.end(stands=False)
     table = table.select([*PARTS, "place", "source", "digest"])
     for name, column in (("group", group), ("repeats", repeats), ("contaminated", contaminated)):
         table = table.append_column(name, pa.array(column))
@@ -240,8 +244,9 @@ def read_sources(config: DataConfig, found: Found, say: Say) -> Iterator[Read]:
                 found.columns_not_read[label] = sorted(reading.unread)
 
 
-def batches_of(read: Iterator[Read]) -> Iterator[pa.RecordBatch]:
-    """Examples as record batches of the schema READ."""
+def batches_of(read: Iterator[Read], progress: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+    """Examples as record batches of the schema READ; `progress` is told how many there are."""
+    done = 0
     while members := list(itertools.islice(read, AT_ONCE)):
         examples, places, origins = zip(*members, strict=True)
         questions = [normal(example.question) for example in examples]
@@ -259,6 +264,8 @@ def batches_of(read: Iterator[Read]) -> Iterator[pa.RecordBatch]:
             "pair": [one.digest()[:16] for one in hashes],
         }
         yield pa.RecordBatch.from_pydict(columns, READ)
+        done += len(members)
+        progress(done)
 
 
 def without(table: pa.Table, spans: Sequence[tuple[int, int]]) -> pa.Table:

@@ -22,7 +22,7 @@ of 32 that begins at a multiple of 32; so only those blocks are looked up, and t
 import itertools
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,11 +93,14 @@ def read_questions(path: str, setting: str = "data.benchmarks") -> list[Question
     return questions
 
 
-def find_matches(examples: Collection[Example], questions: Sequence[Question]) -> list[Match]:
+def find_matches(
+    examples: Collection[Example], questions: Sequence[Question], progress: Callable[[int], None] = lambda done: None
+) -> list[Match]:
     """Every pair of an example and a benchmark's question that share text, by the first rule that finds it.
 
     Runs are looked for in an example's question, reasoning and answer; the other rules compare question with question.
-    Examples are gone through several times, and none is kept.
+    Examples are gone through several times, and none is kept. `progress` is told how many runs were looked for in,
+    which takes the most time.
     """
     asked = [normal(question.text) for question in questions]
     asked_words = [words(text) for text in asked]
@@ -111,6 +114,7 @@ def find_matches(examples: Collection[Example], questions: Sequence[Question]) -
         text = normal("\n".join((example.question, example.reasoning, example.answer)))
         runs_of_words.look(number, words(text))
         runs_of_characters.look(number, text)
+        progress(number + 1)
     again = (words(normal(example.question[cut:])) for example, cut in zip(examples, cuts, strict=True))
     rules = {
         "same question": same.pairs,

@@ -41,15 +41,17 @@ def exact_duplicates(keys: NDArray[np.uint64]) -> Repeats:
     return repeats[by_number], firsts[same][by_number]
 
 
-def near_duplicates(questions: Sequence[str], similarity: float) -> Repeats:
+def near_duplicates(
+    questions: Sequence[str], similarity: float, progress: Callable[[int], None] = lambda done: None
+) -> Repeats:
     """Examples whose question is at least so similar to an earlier one's, in the order in which that shows.
 
     Texts are normal (normalize.normal); they are read again and again. Chains count: where b is near a, and c near b
-    alone, c leads to a too.
+    alone, c leads to a too. `progress` is told how many have a sketch, which takes the most time.
     """
     count = len(questions)
     keys = np.zeros((count, 2), np.uint64)  # the same for the same runs; one column would do
-    sketches = array_on_disk(np.uint32, (count, PERMUTATIONS), sketched(questions, keys[:, 0]))
+    sketches = array_on_disk(np.uint32, (count, PERMUTATIONS), sketched(questions, keys[:, 0], progress))
     runs: Callable[[int], frozenset[str]] = lru_cache(KEPT_RUNS)(lambda number: shingles(questions[number]))
     parents, found = array("q", range(count)), array("q")
     for numbers, others in colliding(sketches, exact_duplicates(keys), bands(similarity)):
@@ -67,7 +69,9 @@ def near_duplicates(questions: Sequence[str], similarity: float) -> Repeats:
     return np.array(found, np.int64), np.array(firsts, np.int64)
 
 
-def sketched(questions: Sequence[str], keys: NDArray[np.uint64]) -> Iterator[NDArray[np.uint32]]:
+def sketched(
+    questions: Sequence[str], keys: NDArray[np.uint64], progress: Callable[[int], None]
+) -> Iterator[NDArray[np.uint32]]:
     """MinHash sketches, (questions, PERMUTATIONS) uint32, so many at a time; fills `keys` with a hash of the runs."""
     from rensa import RMinHash
 
@@ -76,6 +80,7 @@ def sketched(questions: Sequence[str], keys: NDArray[np.uint64]) -> Iterator[NDA
         keys[start : start + AT_ONCE] = np.array([hash(each) for each in runs]).view(np.uint64)
         sketches = RMinHash.from_token_sets(list(map(list, runs)), num_perm=PERMUTATIONS, seed=0)
         yield np.array([sketch.digest() for sketch in sketches], np.uint32)
+        progress(start + len(runs))
 
 
 def colliding(
