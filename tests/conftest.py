@@ -33,6 +33,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST = ("sweep", "train", "tests", "core", "engine", "evaluate", "models")
 
+SLOW = ("test_ranges.py", "test_steps.py", "test_asking_judge.py")
+
 # what the text of a file of tests holds that has a model in its own process, or starts others
 MODELS = "unsloth|make_model|taught_run|load_model|load_trained|peft|trl"
 PROCESSES = r"run_command|run_train|subprocess|Popen|python\(\)|Process\("
@@ -51,8 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     if not config.getoption("--quick") or not collection_path.name.startswith("test_"):
         return None
-    # every value for every setting, and real weights to convert: half a minute each
-    long = collection_path.name == "test_ranges.py" or says(collection_path, "smollm2_135m")
+    # every value for every setting, and real weights to convert: half a minute each; the other two take 20 s
+    long = collection_path.name in SLOW or says(collection_path, "smollm2_135m")
     return True if long or says(collection_path, f"{MODELS}|{PROCESSES}") else None
 
 
