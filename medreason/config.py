@@ -626,7 +626,7 @@ class EvaluateConfig:
     benchmarks: list[str]  # names (medreason/data/known_benchmarks.py) or files of their form
     method: Method
     limit: int | None  # questions of each benchmark, chosen by `seed`
-    batch: int | None  # questions answered at once: of a static batch, or asked of a server; null: by method
+    batch: int | None  # questions answered at once, at most, or asked of a server; null: by method
     max_new_tokens: int  # with method=generate
     thinking_tokens: list[int] | None  # budgets of reasoning, each scored; an answer has max_new_tokens beside them
     samples: int  # with method=generate: answers to each question, of which the most frequent counts
@@ -732,7 +732,7 @@ class SampleConfig:
     keep: int  # right answers that are kept of each question, at most: those written most often, no text twice
     right_share: float  # of a question's answers that must be right for any to be kept: fewer may be luck
     limit: int | None  # questions, chosen by `seed`
-    batch: int | None  # answers written at once, with batching=static; null: 32
+    batch: int | None  # answers written at once, at most; null: 32 with batching=static, else what memory holds
     batching: Batching | None  # null: what is fastest for this model here
     max_new_tokens: int  # of an answer, reasoning included; one that is cut is not kept
     output: str | None  # null: RUN/sampled, _base or _last; for a model alone under runs/

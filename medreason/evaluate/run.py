@@ -467,7 +467,7 @@ def answering(config: EvaluateConfig, answerer: Answerer, batching: Batching, mo
         def write_most(prompts: Sequence[str], most: int) -> Iterator[tuple[int, Any]]:
             given: dict[str, Any] = {"max_new_tokens": most, "temperature": temperature(config), "progress": wrote}
             if continuous:
-                return write_continuously(model, tokenizer, prompts, seed=config.seed, **given)
+                return write_continuously(model, tokenizer, prompts, seed=config.seed, at_once=config.batch, **given)
             return write_in_batches(model, tokenizer, prompts, batch_size=size, **given)
 
         if config.method is Method.generate:

@@ -91,11 +91,13 @@ def write_continuously(
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
+    at_once: int | None = None,
     progress: Callable[[int], None] = lambda tokens: None,
 ) -> Iterator[tuple[int, Written]]:
     """Pairs of a prompt's index and what was written to it, as answers end; `temperature` 0 is greedy.
 
-    `progress` is told every few tokens how many were written so far, to all prompts. Prompts hold their special tokens.
+    At most `at_once` are written at once. `progress` is told every few tokens how many were written so far, to all
+    prompts. Prompts hold their special tokens.
 
     Raises RunFailed where memory holds not even one answer, or does not hold out.
     """
@@ -107,7 +109,7 @@ def write_continuously(
     try:
         with attending(model):
             length = max(map(len, asked)) + max_new_tokens + PASSES
-            most = AT_ONCE if model.device.type == "cuda" else AT_ONCE_ON_A_CPU
+            most = at_once or (AT_ONCE if model.device.type == "cuda" else AT_ONCE_ON_A_CPU)
             slots = make_slots(model, length, min(most, len(asked)))
             writer, free = Writer(model, slots, temperature), list(range(slots.count))
             texts: list[Text] = []

@@ -9,7 +9,6 @@ import torch
 
 from medreason.config import Format
 from medreason.core.run_directory import run_config
-from medreason.inference import continuous
 from medreason.inference.batched import write_in_batches
 from medreason.inference.continuous import load_merged, write_continuously
 from medreason.models.control_tokens import encode
@@ -67,9 +66,7 @@ def test_no_prompts_no_answers() -> None:
     assert dict(write_continuously(None, None, [], max_new_tokens=3)) == {}
 
 
-def test_few_slots_give_the_same_answers(
-    run: Path, tokenizer: Any, prompts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_slots_give_the_same_answers(run: Path, tokenizer: Any, prompts: list[str]) -> None:
     model = load_merged(run_config(run), run / "adapter")
     tokenizer = copy.deepcopy(tokenizer)
     long = dict(write_continuously(model, tokenizer, prompts, max_new_tokens=20))
@@ -77,10 +74,9 @@ def test_few_slots_give_the_same_answers(
     [tokenizer.eos_token_id] = encode(tokenizer, next(letter for letter in later if letter.isascii()))
     wanted = dict(write_in_batches(model, tokenizer, prompts, max_new_tokens=20, batch_size=1))
     assert len({written.tokens for written in wanted.values()}) > 1, "answers of several lengths"
-    monkeypatch.setattr(continuous, "AT_ONCE_ON_A_CPU", 2)
-    order = [index for index, _ in write_continuously(model, tokenizer, prompts, max_new_tokens=20)]
-    assert dict(write_continuously(model, tokenizer, prompts, max_new_tokens=20)) == wanted
-    assert sorted(order) == [0, 1, 2, 3, 4]
+    for at_once in (1, 2, None):
+        found = list(write_continuously(model, tokenizer, prompts, max_new_tokens=20, at_once=at_once))
+        assert dict(found) == wanted and len(found) == 5
     [(index, one)] = write_continuously(model, tokenizer, prompts[:1], max_new_tokens=1)
     assert index == 0 and one.tokens <= 1
 
