@@ -20,9 +20,8 @@ of 32 that begins at a multiple of 32; so only those blocks are looked up, and t
 """
 
 import itertools
-from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +36,8 @@ from medreason.models.prompts import Example
 
 CHARACTERS, WORDS, REWORDED = 64, 13, 0.6
 BOILERPLATE = 4  # benchmark questions that share a run
-QUESTIONS_AT_ONCE, EXAMPLES_AT_ONCE = 256, 4096  # compared at once: 4 MB of similarities
-WORDS_AT_ONCE = 1 << 20  # counted before they are merged with those before
+AT_ONCE = 512  # examples compared with all questions
+BUCKETS = 1 << 22  # of words
 
 
 @dataclass(frozen=True)
@@ -105,22 +104,23 @@ def find_matches(
     asked = [normal(question.text) for question in questions]
     asked_words = [words(text) for text in asked]
     cuts = preambles(len(examples), lambda: (example.question for example in examples))
-    same, rarity = SameWords(asked_words), Rarity(asked_words)
+    same = SameWords(asked_words)
     runs_of_words, runs_of_characters = SharedRuns(asked_words, WORDS), SharedRuns(asked, CHARACTERS)
+
+    def own() -> Iterator[Words]:
+        return (words(normal(example.question[cut:])) for example, cut in zip(examples, cuts, strict=True))
+
     for number, (example, cut) in enumerate(zip(examples, cuts, strict=True)):
-        own = words(normal(example.question[cut:]))
-        same.look(number, own)
-        rarity.count(own)
+        same.look(number, words(normal(example.question[cut:])))
         text = normal("\n".join((example.question, example.reasoning, example.answer)))
         runs_of_words.look(number, words(text))
         runs_of_characters.look(number, text)
         progress(number + 1)
-    again = (words(normal(example.question[cut:])) for example, cut in zip(examples, cuts, strict=True))
     rules = {
         "same question": same.pairs,
         f"{WORDS} words": runs_of_words.pairs(),
         f"{CHARACTERS} characters": runs_of_characters.pairs(),
-        "reworded": reworded(again, asked_words, rarity),
+        "reworded": reworded(own, asked_words),
     }
     matches: dict[tuple[int, int], Match] = {}
     for rule, pairs in rules.items():
@@ -151,86 +151,37 @@ class SameWords:
         self.pairs += [(example, number, own) for number in self.numbers.get(own, ())]
 
 
-class Rarity:
-    """In how many questions, ours and the benchmarks', each word stands: 16 bytes a word, known by its hash."""
-
-    def __init__(self, asked: Sequence[Words]) -> None:
-        self.questions = 0
-        self.words = self.counts = np.empty(0, np.int64)  # hashes in order; questions that hold the word
-        self.pending = array("q")
-        self.columns: dict[str, int] = {}  # words of benchmarks, the only ones that can be shared, as they are met
-        self.unmet = {word for parts in asked for word in parts}
-
-    def count(self, parts: Words) -> None:
-        self.questions += 1
-        self.pending.extend(map(hash, set(parts)))
-        if not self.unmet.isdisjoint(parts):
-            for word in parts:
-                if word in self.unmet:
-                    self.unmet.remove(word)
-                    self.columns[word] = len(self.columns)
-        if len(self.pending) >= WORDS_AT_ONCE:
-            self.merge()
-
-    def merge(self) -> None:
-        found, counts = np.unique(np.array(self.pending, np.int64), return_counts=True)
-        self.words, places = np.unique(np.concatenate([self.words, found]), return_inverse=True)
-        counts = np.concatenate([self.counts, counts])
-        self.counts = np.bincount(places, counts, len(self.words)).astype(np.int64)
-        self.pending = array("q")
-
-
-def reworded(own: Iterable[Words], asked: Sequence[Words], rarity: Rarity) -> Pairs:
+def reworded(own: Callable[[], Iterable[Words]], asked: Sequence[Words]) -> Pairs:
     """Pairs whose questions are alike in their words, each counted once and weighted by its rarity in both sets.
 
-    The cosine of TF-IDF as scikit-learn defines it (smooth, in float32), of so many at a time. `rarity` has counted
-    `own`.
+    `own` gives ours anew: they are counted, then compared, so many at a time. A word is known by its bucket; of 100,000
+    words one in a hundred shares its own.
     """
-    for parts in asked:
-        rarity.count(parts)
-    vectors = Vectors(rarity)
-    theirs = [vectors(asked[start : start + QUESTIONS_AT_ONCE]).T.tocsr()
-              for start in range(0, len(asked), QUESTIONS_AT_ONCE)]  # fmt: skip
+    from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+
+    plain: dict[str, Any] = {"binary": True, "alternate_sign": False, "norm": None, "dtype": np.float32}
+    in_buckets = HashingVectorizer(analyzer=lambda parts: parts, n_features=BUCKETS, **plain)
+    questions, holders = 0, np.zeros(BUCKETS, np.int32)
+    for members in itertools.chain(parts_of(own()), [asked]):
+        questions += len(members)
+        holders += np.bincount(in_buckets.transform(members).indices, minlength=BUCKETS).astype(np.int32)
+    weighted = TfidfTransformer()
+    weighted.idf_ = np.log(np.float32(questions + 1) / (holders + np.float32(1))) + np.float32(1)  # as its `fit` has it
+    theirs = weighted.transform(in_buckets.transform(asked)).T.tocsr()
     pairs: Pairs = []
-    own = iter(own)
     first = 0
-    while members := list(itertools.islice(own, EXAMPLES_AT_ONCE)):
-        ours = vectors(members)
-        for block, their in enumerate(theirs):
-            found = np.argwhere((ours @ their).toarray() >= REWORDED)
-            numbers = found[:, 1] + block * QUESTIONS_AT_ONCE
-            pairs += [(first + int(place), number, asked[number])
-                      for place, number in zip(found[:, 0], numbers.tolist(), strict=True)]  # fmt: skip
+    for members in parts_of(own()):
+        alike = (weighted.transform(in_buckets.transform(members)) @ theirs).tocoo()
+        near = np.flatnonzero(alike.data >= REWORDED)
+        found = zip(alike.row[near].tolist(), alike.col[near].tolist(), strict=True)
+        pairs += [(first + place, number, asked[number]) for place, number in found]
         first += len(members)
     return pairs
 
 
-class Vectors:
-    """Questions as vectors of length 1, (questions, words of benchmarks) float32: words of ours alone are left out."""
-
-    def __init__(self, rarity: Rarity) -> None:
-        rarity.merge()
-        self.words, self.width = rarity.words, len(rarity.columns)
-        counts = rarity.counts.astype(np.float32)
-        self.weights = np.log(np.float32(rarity.questions + 1) / (counts + 1)) + 1
-        self.columns = np.full(len(self.words), -1)
-        own = np.fromiter(map(hash, rarity.columns), np.int64, self.width)
-        self.columns[np.searchsorted(self.words, own)] = np.arange(self.width)
-
-    def __call__(self, questions: Sequence[Words]) -> Any:
-        from scipy.sparse import csr_array
-
-        each = [dict.fromkeys(parts) for parts in questions]
-        rows = np.repeat(np.arange(len(each)), np.fromiter(map(len, each), np.int64, len(each)))
-        places = np.searchsorted(self.words, np.fromiter((hash(word) for parts in each for word in parts), np.int64))
-        weights = self.weights[places]
-        lengths = np.sqrt(np.bincount(rows, weights * weights, len(each)))
-        known = self.columns[places] >= 0
-        values = (weights[known] / lengths[rows[known]]).astype(np.float32)
-        ends = np.cumsum(np.bincount(rows[known], minlength=len(each)))
-        found = csr_array((values, self.columns[places][known], [0, *ends]), shape=(len(each), self.width))
-        found.sort_indices()  # so that sums are rounded alike whatever the batch
-        return found
+def parts_of(questions: Iterable[Words]) -> Iterator[list[Words]]:
+    left = iter(questions)
+    return iter(lambda: list(itertools.islice(left, AT_ONCE)), [])
 
 
 class SharedRuns:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -11,9 +11,25 @@ from numpy.typing import NDArray
 from medreason.models.prompts import Example
 
 PARTS = ("question", "reasoning", "answer")  # of an example
+Item = TypeVar("Item")
 
 
-class Texts(Sequence[str]):
+class Lazy(Sequence[Item]):
+    """A sequence whose items are made when they are asked for, by `at`."""
+
+    def at(self, place: int) -> Item:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        places = range(len(self))[index]  # also counts from the end, and raises IndexError beyond it
+        return self.at(places) if isinstance(places, int) else [self.at(place) for place in places]
+
+
+class Texts(Lazy[str]):
     """A column of texts, each read from the disk when it is asked for."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -23,15 +39,9 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        chunk = bisect_right(self.ends, index)
-        text: str = self.chunks[chunk][index - self.ends[chunk]].as_py()  # counted from the chunk's end
+    def at(self, place: int) -> str:
+        chunk = bisect_right(self.ends, place)
+        text: str = self.chunks[chunk][place - self.ends[chunk]].as_py()  # counted from the chunk's end
         return text
 
     def __iter__(self) -> Iterator[str]:
@@ -39,7 +49,7 @@ class Texts(Sequence[str]):
             yield from chunk.to_pylist()
 
 
-class Examples(Sequence[Example]):
+class Examples(Lazy[Example]):
     """Examples of a corpus, all or those of some indices, each read from the disk when it is asked for."""
 
     def __init__(self, table: pa.Table, indices: NDArray[np.int64] | None = None) -> None:
@@ -49,20 +59,12 @@ class Examples(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.parts[0] if self.indices is None else self.indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        place = index if self.indices is None else int(self.indices[index])
-        return Example(*(texts[place] for texts in self.parts))
+    def at(self, place: int) -> Example:
+        row = place if self.indices is None else int(self.indices[place])
+        return Example(*(texts.at(row) for texts in self.parts))
 
     def __iter__(self) -> Iterator[Example]:
-        if self.indices is None:
-            return map(Example, *self.parts)
-        return (self[place] for place in range(len(self)))
+        return map(Example, *self.parts) if self.indices is None else super().__iter__()
 
 
 def cells(column: pa.ChunkedArray) -> NDArray[np.uint8]:

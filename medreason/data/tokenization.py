@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ from medreason.config import ConfigError, Format, TooLong
 from medreason.core.cache import cache_key, cached_table, on_disk
 from medreason.core.progress_line import ProgressLine
 from medreason.data.corpus import Corpus
-from medreason.data.texts import Examples
+from medreason.data.texts import Examples, Lazy
 from medreason.models import prompts as formats
 from medreason.models.control_tokens import encode as quiet_encode
 from medreason.models.control_tokens import hide
@@ -44,7 +44,7 @@ class Document:
         return len(self.tokens) - self.prompt_tokens
 
 
-class Documents(Sequence[Document]):
+class Documents(Lazy[Document]):
     """Documents that lie on the disk: one is made when it is asked for, its tokens a view of the mapped file.
 
     Of each, memory holds where it lies (`rows`), how many of its tokens count (`lengths`) and how many of them are
@@ -71,17 +71,11 @@ class Documents(Sequence[Document]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Document: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Document]: ...
-    def __getitem__(self, index: int | slice) -> Document | list[Document]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        row = int(self.rows[index])
+    def at(self, place: int) -> Document:
+        row = int(self.rows[place])
         chunk = bisect_right(self.ends, row)
         start = int(self.starts[chunk][row - self.ends[chunk] - 1])  # from the last offset, the chunk's end
-        return Document(self.tokens[chunk][start : start + int(self.lengths[index])], int(self.prompt_tokens[index]))
+        return Document(self.tokens[chunk][start : start + int(self.lengths[place])], int(self.prompt_tokens[place]))
 
     @property
     def targets(self) -> NDArray[np.int32]:

@@ -233,9 +233,18 @@ def evaluation_name(config: EvaluateConfig, answerer: Answerer) -> str:
 
 
 def choose_batching(wanted: Batching | None, model: ModelConfig, earlier: dict[str, Any]) -> Batching:
-    """What is asked for, else how answers were written that are there, else what is fastest here."""
+    """What is asked for, else how answers were written that are there, else what is fastest here.
+
+    Raises ConfigError for continuous batching of a model that it does not know.
+    """
+    from medreason.inference.slots import check_known
+    from medreason.models.load import settings_of
+
     recorded = {one.value: one for one in Batching}.get(earlier.get("batching") or "")
-    return wanted or recorded or fastest_batching(model)
+    found = wanted or recorded or fastest_batching(model)
+    if found is Batching.continuous:
+        check_known(settings_of(model).get("model_type"))
+    return found
 
 
 def fastest_batching(model: ModelConfig) -> Batching:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from medreason.config import RunFailed
+from medreason.config import ConfigError, RunFailed
 
 ATTENTION = "slots"  # what transformers calls it
 # models that write here what they write alone (tests/inference/test_slots.py); others cap their attention, have values
@@ -64,11 +64,10 @@ class Pass:
 def make_slots(model: Any, length: int, most: int) -> Slots:
     """As many slots of `length` tokens as there is room for, at most `most`.
 
-    Raises RunFailed where there is none for one, and for a model that is not KNOWN.
+    Raises RunFailed where there is none for one, ConfigError for a model that is not KNOWN.
     """
+    check_known(model.config.model_type)
     shape = model.config.get_text_config()
-    if model.config.model_type not in KNOWN:
-        raise RunFailed(f"continuous batching does not know {model.config.model_type} models; use batching=static")
     heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     width = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     layers, device, dtype = shape.num_hidden_layers, model.device, model.dtype
@@ -93,6 +92,11 @@ def make_slots(model: Any, length: int, most: int) -> Slots:
         and width <= WIDEST
     )
     return Slots(keys, values, count, length, flash)
+
+
+def check_known(kind: str | None) -> None:
+    if kind not in KNOWN:
+        raise ConfigError(f"batching=continuous does not know {kind or 'such'} models; use batching=static")
 
 
 def room(device: torch.device) -> float:
@@ -177,12 +181,11 @@ def attend_plainly(place: Pass, query: Tensor, key: Tensor, value: Tensor, scale
             asking, seeable, gist = (each[begin:end].transpose(0, 1)[None] for each in (query, key, value))
             parts.append(scaled_dot_product_attention(asking, seeable, gist, seen, **how)[0].transpose(0, 1))
         return torch.cat(parts)
-    slots, at = place.slots, torch.arange(place.longest, device=query.device)
+    at = torch.arange(place.longest, device=query.device)
     chosen = place.begins[:-1, None] + at  # (texts, longest)
     seen = at < place.reading[:, None]
     if window is not None:
         seen &= at >= place.reading[:, None] - window
-    chosen = chosen.clamp(max=slots.keys[0].shape[0] - 1)
     key, value = (each[chosen].transpose(1, 2) for each in (key, value))  # (texts, heads, longest, width)
     return scaled_dot_product_attention(query[:, :, None], key, value, attn_mask=seen[:, None, None], **how)[:, :, 0]
 

@@ -248,11 +248,14 @@ def trained_dtype(precision: str) -> torch.dtype | None:
 
 def settings_of(model: ModelConfig) -> dict[str, Any]:
     """A model's config.json, without transformers, before which Unsloth must be imported; {} where it cannot be had."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    hub: dict[str, Any] = {"repo_id": model.path, "filename": "config.json", "revision": model.revision}
     try:
-        file = hf_hub_download(model.path, "config.json", revision=model.revision) if on_hub(model) else None
-        found = json.loads(Path(file or f"{local_path(model)}/config.json").read_text(encoding="utf-8"))
+        # the cache asks nobody
+        here = try_to_load_from_cache(**hub) if on_hub(model) else f"{local_path(model)}/config.json"
+        file = here if isinstance(here, str) else hf_hub_download(**hub)
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from medreason.config import RunFailed
+from medreason.config import ConfigError, RunFailed
 from medreason.inference import slots as slots_module
 from medreason.inference.slots import (
     KNOWN,
@@ -205,7 +205,7 @@ def test_a_known_model_writes_what_it_writes_alone(kind: str) -> None:
 def test_a_model_that_is_not_known_is_refused() -> None:
     model = tiny("cpu")
     model.config.model_type = "gemma2"
-    with pytest.raises(RunFailed, match="does not know gemma2 models; use batching=static"):
+    with pytest.raises(ConfigError, match="does not know gemma2 models; use batching=static"):
         make_slots(model, 64, 4)
 
 
