@@ -104,20 +104,18 @@ def find_matches(
     asked = [normal(question.text) for question in questions]
     asked_words = [words(text) for text in asked]
     cuts = preambles(len(examples), lambda: (example.question for example in examples))
-    same = SameWords(asked_words)
     runs_of_words, runs_of_characters = SharedRuns(asked_words, WORDS), SharedRuns(asked, CHARACTERS)
 
     def own() -> Iterator[Words]:
         return (words(normal(example.question[cut:])) for example, cut in zip(examples, cuts, strict=True))
 
-    for number, (example, cut) in enumerate(zip(examples, cuts, strict=True)):
-        same.look(number, words(normal(example.question[cut:])))
+    for number, example in enumerate(examples):
         text = normal("\n".join((example.question, example.reasoning, example.answer)))
         runs_of_words.look(number, words(text))
         runs_of_characters.look(number, text)
         progress(number + 1)
     rules = {
-        "same question": same.pairs,
+        "same question": same_words(own(), asked_words),
         f"{WORDS} words": runs_of_words.pairs(),
         f"{CHARACTERS} characters": runs_of_characters.pairs(),
         "reworded": reworded(own, asked_words),
@@ -138,17 +136,12 @@ Pairs = list[tuple[int, int, Any]]  # example, question, what they share
 Words = tuple[str, ...]
 
 
-class SameWords:
+def same_words(own: Iterable[Words], asked: Sequence[Words]) -> Pairs:
     """Pairs whose questions have the same words in the same order."""
-
-    def __init__(self, asked: Sequence[Words]) -> None:
-        self.pairs: Pairs = []
-        self.numbers: dict[Words, list[int]] = {}
-        for number, parts in enumerate(asked):
-            self.numbers.setdefault(parts, []).append(number)
-
-    def look(self, example: int, own: Words) -> None:
-        self.pairs += [(example, number, own) for number in self.numbers.get(own, ())]
+    numbers: dict[Words, list[int]] = {}
+    for number, parts in enumerate(asked):
+        numbers.setdefault(parts, []).append(number)
+    return [(example, number, parts) for example, parts in enumerate(own) for number in numbers.get(parts, ())]
 
 
 def reworded(own: Callable[[], Iterable[Words]], asked: Sequence[Words]) -> Pairs:
